@@ -135,13 +135,13 @@ def _fluff(points, amount, rng, tuft=.16): # The outline with tufts of fur that 
     return _smooth(q, 1)
 
 # %% ../nbs/00a_drawn.ipynb #c031
-class _Canvas: # Where parts are painted one over another: colours, what is covered, and light and shadow at an eighth of the size
+class _Canvas: # Where parts are painted one over another: colours, what is covered, and light and shadow at a ninth of the size, with a margin
     def __init__(self, picture, rng):
         self.rgb, self.rng = picture, rng
         self.w, self.h = picture.size
         self.cover = Image.new('L', picture.size)
-        self.k = 8
-        self.small = (-(-self.w//self.k), -(-self.h//self.k))
+        self.k, self.pad = 9, 6
+        self.small = (-(-self.w//self.k) + 2*self.pad, -(-self.h//self.k) + 2*self.pad)
         self.shade = np.zeros(self.small[::-1], dtype=np.float32)
         self.filled = self.shade.copy()
         a = rng.uniform(-2.6, -.55)
@@ -177,20 +177,24 @@ def part(self:_Canvas, points, colour, paint=None, relief=1., shadow=.35, cover=
 @patch
 def light(self:_Canvas, p, relief, shadow): # Round the part's light towards the sun, and let it throw a soft shadow on what lies under it
     m = Image.new('L', self.small)
-    ImageDraw.Draw(m).polygon((p/self.k).ravel().tolist(), fill=255)
+    ImageDraw.Draw(m).polygon((p/self.k + self.pad).ravel().tolist(), fill=255)
     r = float(max(1., .22*float(np.sqrt(np.ptp(p[:,0])*np.ptp(p[:,1])))/self.k))
-    soft = np.asarray(m.filter(ImageFilter.BoxBlur(float(r))).filter(ImageFilter.BoxBlur(float(r)*.6)), dtype=np.float32)/255
-    m = np.asarray(m.filter(ImageFilter.BoxBlur(.6)), dtype=np.float32)/255
-    gy, gx = np.gradient(soft)
-    own = ((soft - .93)*.38 - (gx*self.sun[0] + gy*self.sun[1])*r*.55) * relief
-    if shadow:
-        dx, dy = (-self.sun*r*.5).round().astype(int)
-        fall = np.roll(soft, (dy, dx), (0, 1))
-        self.shade -= shadow*fall*(1 - m)*self.filled
+    soft = m.filter(ImageFilter.BoxBlur(r)).filter(ImageFilter.BoxBlur(r*.6))
+    fall = ImageChops.offset(soft, *(-self.sun*max(1.5, r*.5)).round().astype(int).tolist())
+    m, soft, fall = (np.asarray(x, dtype=np.float32)*(1/255) for x in (m.filter(ImageFilter.BoxBlur(.6)), soft, fall))
+    own = ((soft - .93)*.38 + (soft - fall)*.75) * relief
+    if shadow: self.shade -= shadow*fall*(1 - m)*self.filled
     self.shade += (own - self.shade)*m
     self.filled = np.maximum(self.filled, m)
 
-# %% ../nbs/00a_drawn.ipynb #c035
+# %% ../nbs/00a_drawn.ipynb #c034
+@patch
+def ground_shadow(self:_Canvas, x, y, rx, ry=.22): # The shadow of a whole animal on the floor
+    m = Image.new('L', self.small)
+    ImageDraw.Draw(m).polygon((self.px(_ellipse(x, y, rx, ry))/self.k + self.pad).ravel().tolist(), fill=255)
+    self.shade -= np.asarray(m.filter(ImageFilter.BoxBlur(max(1., .12*float(self.scale)/self.k))), dtype=np.float32)*(.4/255)
+
+# %% ../nbs/00a_drawn.ipynb #c036
 class _Tile: # The surface of one part while it is painted; what leaves the part is cut off
     def __init__(self, canvas, rgb, origin):
         self.c, self.rgb, self.origin, self.pen, self.rng = canvas, rgb, origin, ImageDraw.Draw(rgb), canvas.rng
@@ -220,7 +224,7 @@ class _Tile: # The surface of one part while it is painted; what leaves the part
         width = max(1, int(.028*sc))
         for s,e,i in zip(a.tolist(), b.tolist(), ink.tolist()): self.pen.line(s + e, fill=tuple(i), width=width)
 
-# %% ../nbs/00a_drawn.ipynb #c036
+# %% ../nbs/00a_drawn.ipynb #c037
 class ContactSheet:
     "Pictures in a grid, shown as one small JPEG."
     def __init__(self,
@@ -250,7 +254,7 @@ class ContactSheet:
         self.image.save(out, 'JPEG', quality=80)
         return out.getvalue()
 
-# %% ../nbs/00a_drawn.ipynb #c040
+# %% ../nbs/00a_drawn.ipynb #c041
 def _coat(tile, t, box, part='body'): # The pattern of the coat inside box = (x0, y0, x1, y1)
     rng, (x0, y0, x1, y1) = tile.rng, box
     w, h, dark = x1 - x0, y1 - y0, _mix(t.base, t.point, .82)
@@ -268,7 +272,7 @@ def _blots(tile, n, box, wide, high, rough, colour): # n spots of any size, roug
         spot = _ellipse(rng.uniform(x0, x1), rng.uniform(y0, y1), rng.uniform(*wide), rng.uniform(*high), n=9 if rough else 6)
         tile.fill(_smooth(spot + rng.normal(0, rough, spot.shape)) if rough else spot, colour)
 
-# %% ../nbs/00a_drawn.ipynb #c041
+# %% ../nbs/00a_drawn.ipynb #c042
 def _spots(tile, t, box, dark, part):
     rng, (x0, y0, x1, y1) = tile.rng, box
     step = .30 if part == 'body' else .24
@@ -290,7 +294,7 @@ def _stripes(tile, t, box, colour, step, width):
             ys = y + .12*np.sin(np.linspace(0, 2.5, 5) + rng.uniform(0, 1)) + rng.uniform(-.05, .05)
             tile.line(np.stack([xs, ys], 1), colour, width*rng.uniform(.7, 1.5))
 
-# %% ../nbs/00a_drawn.ipynb #c045
+# %% ../nbs/00a_drawn.ipynb #c046
 class _Head: # The geometry of a head that is turned aside: a point (x, y, depth) to a point on the picture
     def __init__(self, t, yaw, pitch=0.):
         self.t, self.sin, self.cos, self.pitch = t, np.sin(yaw), np.cos(yaw), pitch
@@ -306,7 +310,7 @@ class _Head: # The geometry of a head that is turned aside: a point (x, y, depth
 
 def _fur(t): return float(np.clip(t.coat, 0, 1.1))
 
-# %% ../nbs/00a_drawn.ipynb #c046
+# %% ../nbs/00a_drawn.ipynb #c047
 def _ear_colour(t): return t.point if 'ears' in t.dark else (_mix(t.base, t.point, .25) if t.pattern not in ('flecks',) else t.point)
 
 def _pricked_ears(c, h, t): # Ears that stand: behind the skull
@@ -327,7 +331,7 @@ def _pricked_ears(c, h, t): # Ears that stand: behind the skull
         c.part(_fluff(shape, .02 + .06*_fur(t), rng), _ear_colour(t), paint)
         if 'tufts' in t.extra: c.part(np.array([tip - (.05, -.05), tip + (side*.06, -.26), tip + (.06, .08)]), t.point, relief=0)
 
-# %% ../nbs/00a_drawn.ipynb #c047
+# %% ../nbs/00a_drawn.ipynb #c048
 def _hanging_ears(c, h, t): # Ears that fold or fall: over the skull
     rng, s = c.rng, t.ear_size
     for side in (-1, 1) if h.sin < 0 else (1, -1):
@@ -345,7 +349,7 @@ def _hanging_ears(c, h, t): # Ears that fold or fall: over the skull
             tile.hair(int(10 + 16*_fur(t)), m + (0, .1), (.3, .4*s), .12 + .3*_fur(t), .13, m - (0, .6))
         c.part(_fluff(shape, amount, rng), colour, paint, shadow=.45)
 
-# %% ../nbs/00a_drawn.ipynb #c049
+# %% ../nbs/00a_drawn.ipynb #c050
 def _face_marks(tile, h, t): # What is painted on the skull
     w, base = t.head, t.base
     _coat(tile, t, (-1.1*w, -1, 1.1*w, .4), 'head')
@@ -375,7 +379,7 @@ def _forehead_m(tile, h, t):
         tile.line([h(s*.62, -.02, .6), h(s*.85, .08, .3), h(s*1.1, .05, 0)], dark, .055)
         tile.line([h(s*.56, .22, .6), h(s*.80, .36, .3), h(s*1.0, .38, 0)], dark, .05)
 
-# %% ../nbs/00a_drawn.ipynb #c051
+# %% ../nbs/00a_drawn.ipynb #c052
 def _eyes(c, h, t, mood): # Two eyes: open, half open or closed
     x, y = (.42, -.08) if h.cat else (.40, -.14)
     r = (.185 if h.cat else .138)*t.eye_size
@@ -405,7 +409,7 @@ def mood_x(mood): return dict(left=-1., right=1.).get(mood, 0.)
 def line(self:_Canvas, points, colour, width): # A line on the whole canvas
     ImageDraw.Draw(self.rgb).line(self.px(points).ravel().tolist(), fill=_ink(colour), width=max(1, int(width*self.scale + .5)), joint='curve')
 
-# %% ../nbs/00a_drawn.ipynb #c053
+# %% ../nbs/00a_drawn.ipynb #c054
 def _pale_muzzle(t): return t.species == 'cat' or t.coat > .5
 
 def _muzzle_colour(t):
@@ -434,7 +438,7 @@ def _whiskers(c, h, t):
             a = h(s*.24, .38 + .06*i, .8)
             c.line([a, a + (s*.42, -.06 + .07*i), a + (s*.88, -.02 + .16*i)], (245, 243, 238) if t.base.mean() > 40 else (200, 200, 205), .012)
 
-# %% ../nbs/00a_drawn.ipynb #c055
+# %% ../nbs/00a_drawn.ipynb #c056
 def _dog_muzzle(c, h, t, nose, happy):
     rng, colour, ln = c.rng, _muzzle_colour(t), t.muzzle
     w = .20 + .30*t.muzzle_width
@@ -464,7 +468,7 @@ def _dog_muzzle(c, h, t, nose, happy):
     c.part(_smooth([top + (-n, -n*.55), top + (n, -n*.55), top + (n*.9, n*.35), top + (n*.3, n*.8), top + (-n*.3, n*.8), top + (-n*.9, n*.35)]), nose, relief=.6, shadow=.15)
     c.part(_ellipse(*(top + (-n*.25, -n*.25)), n*.35, n*.16, n=10), _mix(nose, (255, 255, 255), .45), relief=0)
 
-# %% ../nbs/00a_drawn.ipynb #c057
+# %% ../nbs/00a_drawn.ipynb #c058
 def _long_face_hair(c, h, t): # Beards, fringes, topknots, brows and bows
     rng, colour = c.rng, _mix(t.base, t.second, .35)
     lo = .26 + .24*t.muzzle
@@ -493,7 +497,7 @@ def _bow(c, p, r, colour):
     for s in (-1, 1): c.part(_smooth([p, p + (s*r*1.5, -r*.8), p + (s*r*1.5, r*.8)], 1), colour, shadow=.2, cover=0)
     c.part(_ellipse(*p, r*.4, r*.4), _mix(colour, (0, 0, 0), .2), cover=0)
 
-# %% ../nbs/00a_drawn.ipynb #c058
+# %% ../nbs/00a_drawn.ipynb #c059
 def _spectacles(tile, h, t): # Pale rings round the eyes with a dark line to the ear
     for s in (-1, 1):
         p = h(s*.42, -.12, .72)
@@ -521,7 +525,7 @@ def _ruff(c, h, t):
     c.part(_fluff(_ellipse(*p, w*(1.0 + r*_fur(t)), .95 + r*.9*_fur(t)), .06 + .09*_fur(t), c.rng, .2), colour,
            lambda tile: tile.hair(50, p, (w*1.2, 1.0), .34, .10, p - (0, .3)), shadow=.4)
 
-# %% ../nbs/00a_drawn.ipynb #c063
+# %% ../nbs/00a_drawn.ipynb #c064
 def _body_colour(t): return t.point if t.pattern == 'saddle' and 'silky' in t.extra else t.base
 def _feet_colour(t):
     if 'feet' in t.light: return t.second
@@ -545,7 +549,7 @@ def _chest(c, t, p, w, h):
     c.part(_fluff(_smooth([p + (-w, -.2), p + (w, -.2), p + (w*.85, h*.5), p + (0, h), p + (-w*.85, h*.5)]), .02 + .12*_fur(t), c.rng, .2), pale,
            lambda tile: tile.hair(int(10 + 30*_fur(t)), p + (0, h*.4), (w, h*.6), .15 + .25*_fur(t), .06, p - (0, .6)), relief=.6, shadow=.0)
 
-# %% ../nbs/00a_drawn.ipynb #c064
+# %% ../nbs/00a_drawn.ipynb #c065
 def _leg(c, t, points, r, far=False): # A leg with its paw
     colour, fur = _mix(_body_colour(t), (0, 0, 0), .16 if far else 0), _fur(t)
     points = np.asarray(points, float)
@@ -576,7 +580,7 @@ def _draw_tail(c, t, p, side): # The tail from its root p
             for k in range(1, len(pts)): tile.fill(_ellipse(*((pts[k-1] + pts[k])/2), .07, .3), t.point)
     c.part(_fluff(_limb(pts, np.interp(np.linspace(0, 1, len(pts)), [0, .6, 1], [r, r*1.15, r*.7])), .015 + .13*fur, rng), colour, paint, shadow=.2)
 
-# %% ../nbs/00a_drawn.ipynb #c065
+# %% ../nbs/00a_drawn.ipynb #c066
 def _bust(c, t, rng): # Neck, chest and shoulders under a portrait
     b, fur = .75 + .45*t.size + .12*_fur(t), _fur(t)
     shape = _smooth([(-.55, .2), (.55, .2), (.80*b, .9), (1.25*b, 1.7), (1.45*b, 3.4), (-1.45*b, 3.4), (-1.25*b, 1.7), (-.80*b, .9)])
@@ -586,6 +590,7 @@ def _bust(c, t, rng): # Neck, chest and shoulders under a portrait
 def _sit(c, t, rng): # The whole animal, sitting towards us
     b, fur = .62 + .42*t.size + .10*_fur(t), _fur(t)
     low = 2.5 + .75*t.legs
+    c.ground_shadow(.1, low + .12, 1.75*b)
     _draw_tail(c, t, np.array([.85*b, low - .25]), 1)
     for s in (-1, 1):
         c.part(_fluff(_ellipse(s*.92*b, low - .50, .58*b, .62), .012 + .09*fur, rng), _body_colour(t), _body_marks(t, (s*.92*b - .5, low - 1.1, s*.92*b + .5, low)))
@@ -595,10 +600,11 @@ def _sit(c, t, rng): # The whole animal, sitting towards us
     for s in (-1, 1): _leg(c, t, [(s*.40*b, 1.75), (s*.36*b, low - .6), (s*.36*b, low)], .21 + .07*t.size)
     _chest(c, t, np.array([0., 1.0]), .46*b, 1.3)
 
-# %% ../nbs/00a_drawn.ipynb #c066
+# %% ../nbs/00a_drawn.ipynb #c067
 def _lie(c, t, rng): # Lying, the body behind the head to one side
     b, fur = .66 + .38*t.size + .10*_fur(t), _fur(t)
     ground = 1.55 + .25*b
+    c.ground_shadow(1.4*b, ground + .08, 2.7*b)
     _draw_tail(c, t, np.array([3.1*b, ground - .35]), 1)
     body = _smooth([(-.4, .2), (.5, .05), (1.6*b, -.05*b + .35), (2.7*b, .35), (3.4*b, ground - .55), (3.2*b, ground), (0, ground + .05), (-.7*b, ground - .3), (-.7*b, .8)])
     c.part(_fluff(body, .012 + .10*fur, rng, .2), _body_colour(t), _body_marks(t, (-.6, .1, 3.3*b, ground), top=.2))
@@ -611,6 +617,7 @@ def _stand(c, t, rng): # Standing, seen from the side, the head turned to us
     b, fur, leg = .62 + .34*t.size + .08*_fur(t), _fur(t), .35 + 1.25*t.legs
     top, belly, back = .55, .55 + 1.35*b, 1.0 + 2.55*b
     floor = belly + leg - .1
+    c.ground_shadow(back/2, floor + .08, back*.66)
     for x in (.75, back - .75): _leg(c, t, [(x + .2, belly - .5), (x + .22, (belly + floor)/2), (x + .1, floor - .12)], .19 + .06*t.size, far=True)
     _draw_tail(c, t, np.array([back - .05, top + .3]), 1)
     body = _smooth([(-.35, .1), (.6, .05), (1.2, top - .05), (back - .7, top - .12), (back + .05, top + .25), (back + .12, belly - .35), (back - .7, belly - .12), (1.3, belly + .05), (.2, belly), (-.32, 1.0)])
@@ -618,7 +625,7 @@ def _stand(c, t, rng): # Standing, seen from the side, the head turned to us
     for x in (.40, back - .38): _leg(c, t, [(x, belly - .55), (x - .04, (belly + floor)/2), (x - .12, floor)], .20 + .07*t.size)
     _chest(c, t, np.array([.05, .95]), .36*b, .9*b)
 
-# %% ../nbs/00a_drawn.ipynb #c067
+# %% ../nbs/00a_drawn.ipynb #c068
 _poses = dict(portrait=(_bust, (-1.35, -1.55, 1.35, 1.75)), sitting=(_sit, (-1.6, -1.6, 1.7, 3.5)),
               lying=(_lie, (-1.5, -1.6, 3.9, 2.2)), standing=(_stand, (-1.3, -1.6, 4.0, 3.2)))
 
@@ -644,7 +651,7 @@ def _collar(c, t, rng):
     c.part(band, colour, cover=0, shadow=.2)
     if rng.random() < .6: c.part(_ellipse(0, 1.36, .13, .13), (226, 186, 70), cover=0)
 
-# %% ../nbs/00a_drawn.ipynb #c070
+# %% ../nbs/00a_drawn.ipynb #c071
 def _background(size, rng): # A place: painted small, so that it lies out of focus behind the animal
     w, h = 96, max(24, round(96*size[1]/size[0]))
     if size[1] > size[0]: w, h = max(24, round(96*size[0]/size[1])), 96
@@ -653,12 +660,12 @@ def _background(size, rng): # A place: painted small, so that it lies out of foc
     _places[kind](im, ImageDraw.Draw(im), w, h, rng)
     blur = rng.choice([.6, .8, 1.6, 3.])
     im = im.filter(ImageFilter.GaussianBlur(float(blur)))
-    return im.resize((size[0]//4, size[1]//4), Image.BICUBIC).resize(size, Image.BILINEAR)
+    return im.resize((size[0]//2, size[1]//2), Image.BILINEAR).resize(size, Image.NEAREST)
 
 def _tint(rng, hue, sat, val): 
     return _ink(255*np.array(colorsys.hsv_to_rgb((hue + rng.normal(0, .025)) % 1, np.clip(sat + rng.normal(0, .06), 0, 1), np.clip(val + rng.normal(0, .08), .05, 1))))
 
-# %% ../nbs/00a_drawn.ipynb #c071
+# %% ../nbs/00a_drawn.ipynb #c072
 def _room(im, d, w, h, rng):
     wall, y = _tint(rng, rng.random(), rng.uniform(.05, .4), rng.uniform(.4, .9)), int(h*rng.uniform(.55, .85))
     d.rectangle((0, 0, w, h), wall)
@@ -684,7 +691,7 @@ def _meadow_sky(im, d, w, h, rng):
     for _ in range(6): x, y, r = rng.uniform(0, w), rng.uniform(0, h*.6), rng.uniform(4, 11); d.ellipse((x - 2*r, y - r*.6, x + 2*r, y + r*.6), (250, 250, 252))
     d.rectangle((0, h*.82, w, h), _tint(rng, .2, .4, .6))
 
-# %% ../nbs/00a_drawn.ipynb #c072
+# %% ../nbs/00a_drawn.ipynb #c073
 def _blanket(im, d, w, h, rng):
     a, b = _tint(rng, rng.random(), rng.uniform(.1, .6), .7), _tint(rng, rng.random(), rng.uniform(.1, .6), .6)
     d.rectangle((0, 0, w, h), a)
@@ -715,7 +722,7 @@ def _studio(im, d, w, h, rng):
 
 _places = dict(room=_room, lawn=_lawn, sky=_meadow_sky, blanket=_blanket, bokeh=_bokeh, shelf=_shelf, studio=_studio)
 
-# %% ../nbs/00a_drawn.ipynb #c073
+# %% ../nbs/00a_drawn.ipynb #c074
 def _foreground(c, rng): # What lies before the animal: a ball, grass, a cushion, a leaf close to the lens
     kind = rng.choice(['', 'ball', 'grass', 'edge', 'leaf'], p=[.5, .14, .12, .12, .12])
     w, h = c.w, c.h
@@ -737,7 +744,7 @@ def _foreground(c, rng): # What lies before the animal: a ball, grass, a cushion
         m = m.filter(ImageFilter.BoxBlur(1.5)).resize((m.width*12, m.height*12), Image.BILINEAR).crop((0, 0, w, h))
         c.rgb.paste(_tint(rng, .3, .5, .4), (0, 0), m)
 
-# %% ../nbs/00a_drawn.ipynb #c077
+# %% ../nbs/00a_drawn.ipynb #c078
 @functools.cache
 def _fur_texture(kind, side=768): # Grey streaks, made once in each process: short fur, long fur, and grain
     rng = np.random.default_rng(dict(short=1, long=2, grain=3)[kind])
@@ -751,14 +758,16 @@ def _fur_texture(kind, side=768): # Grey streaks, made once in each process: sho
 
 def _texture(kind, size, rng, strength): # A piece of a texture, weaker or stronger
     t = _fur_texture(kind)
+    if max(size) > t.width: t = t.resize((max(size),)*2, Image.BILINEAR)
     x, y = rng.integers(0, t.width - size[0] + 1), rng.integers(0, t.height - size[1] + 1)
     return t.crop((x, y, x + size[0], y + size[1])).point([int(128 + (v - 128)*strength) for v in range(256)])
 
-# %% ../nbs/00a_drawn.ipynb #c078
+# %% ../nbs/00a_drawn.ipynb #c079
 def _light(c, size, rng, t): # The light of the whole picture as a grey-128 picture for hard light
-    h, w = c.shade.shape
+    shade = c.shade[c.pad:-c.pad, c.pad:-c.pad]
+    h, w = shade.shape
     y, x = np.mgrid[0:1:h*1j, 0:1:w*1j]
-    field = 1 + 1.0*c.shade + rng.normal(0, .13)
+    field = 1 + shade + rng.normal(0, .13)
     field = field + rng.normal(0, .16)*(x - .5) + rng.normal(0, .16)*(y - .5) - rng.uniform(0, .35)*((x - .5)**2 + (y - .5)**2)
     if rng.random() < .15:
         a = rng.uniform(0, 3.1); u = (x*np.cos(a) + y*np.sin(a))*rng.uniform(2, 5) + rng.random()
@@ -767,19 +776,19 @@ def _light(c, size, rng, t): # The light of the whole picture as a grey-128 pict
     rgb = field[...,None]*np.array([1 + warm, 1 + rng.normal(0, .012), 1 - warm])
     return Image.fromarray(np.clip(128*rgb, 0, 235).astype(np.uint8)).resize(size, Image.BILINEAR)
 
-# %% ../nbs/00a_drawn.ipynb #c081
+# %% ../nbs/00a_drawn.ipynb #c082
 def draw_pet(breed, # Name of one of the 37 breeds, or a row of `breed_traits` or `invented_traits`
              seed:int=0, # The same seed gives the same picture
              size:tuple=(400,300), # Width and height in pixels
              pose:str=None, # One of 'portrait', 'sitting', 'lying', 'standing'; None draws one at random
             )->Image.Image: # RGB picture
     "Draw one animal of a breed."
-    row = _row(breed, pose)
+    row = _row(breed, pose, size)
     rng = np.random.default_rng(seed)
     t = _individual(row, rng)
     t.pupil, t.bow = rng.uniform(.25, .75), rng.uniform(60, 240, 3)
     if pose is None: pose = rng.choice(list(_poses), p=[.46, .24, .16, .14])
-    k = 2*np.clip(.8*max(size), 170, 380)/max(size)
+    k = 2*np.clip(.75*max(size), 170, 350)/max(size)
     big = tuple(max(16, int(s*k)//2*2) for s in size)
     c = _Canvas(_background(big, rng), rng)
     c.ground = .92*c.h
@@ -787,7 +796,9 @@ def draw_pet(breed, # Name of one of the 37 breeds, or a row of `breed_traits` o
     _foreground(c, rng)
     return _finish(c, size, rng, t)
 
-def _row(breed, pose): # The row of a name
+# %% ../nbs/00a_drawn.ipynb #c083
+def _row(breed, pose, size): # The row of a name
+    if min(size) < 16: raise ValueError(f'size {tuple(size)} is too small to draw in; both sides must be at least 16 pixels')
     if pose is not None and pose not in _poses: raise ValueError(f'unknown pose {pose!r}; the poses are {list(_poses)}, or None for any')
     if not isinstance(breed, str): return breed
     if breed not in breed_traits.index: raise KeyError(f'no breed is named {breed!r}; the names are {list(breed_traits.index)}')
@@ -800,11 +811,11 @@ def _finish(c, size, rng, t): # Smooth the edges, then light, fur and grain
     fur = Image.composite(fur, _texture('grain', size, rng, .12), c.cover.reduce(4).resize(size, Image.BILINEAR))
     light = ImageChops.add(_light(c, size, rng, t), Image.merge('RGB', (fur,)*3), 1, -128)
     im = ImageChops.hard_light(im, light)
-    if rng.random() < .3: im = im.filter(ImageFilter.BoxBlur(float(rng.uniform(.3, .0035*max(size)))))
+    if rng.random() < .3: im = im.filter(ImageFilter.BoxBlur(float(rng.uniform(.3, max(.4, .0035*max(size))))))
     if rng.random() < .3: im = ImageChops.add(im, Image.merge('RGB', [_texture('grain', size, rng, rng.uniform(.1, .4)) for _ in range(3)]), 1, -128)
     return im
 
-# %% ../nbs/00a_drawn.ipynb #c096
+# %% ../nbs/00a_drawn.ipynb #c098
 _syllables = 'ba be do fa ga ha ka ki lo lu ma mi na no pa ra ri sa so ta to va ve zu'.split()
 
 def _invented_name(rng, species):
@@ -816,7 +827,7 @@ def _coat_colour(rng): # A colour that a coat can have: from black over brown, r
     if rng.random() < .25: hue, sat = rng.uniform(.55, .65), rng.uniform(0, .18)
     return 255*np.array(colorsys.hsv_to_rgb(hue, sat if val < .85 else min(sat, .5), val))
 
-# %% ../nbs/00a_drawn.ipynb #c097
+# %% ../nbs/00a_drawn.ipynb #c099
 _cat_patterns = 'solid ticked rosettes points spots tabby mask cap patches saddle brindle'.split()
 _dog_patterns = 'solid patches saddle mask flecks cap hood tan wolf brindle spots'.split()
 _light_parts = ['-', 'feet', 'muzzle+chest', 'chest', 'muzzle+blaze', 'muzzle+blaze+chest+feet', 'muzzle+cheeks+chest', 'chest+feet', 'muzzle+brows+chest+feet']
@@ -836,9 +847,11 @@ def _invent(rng): # One row
                extra='+'.join(extra) or '-', species=species)
     return {k: round(float(v), 2) if isinstance(v, (float, np.floating)) else v for k,v in row.items()}
 
-# %% ../nbs/00a_drawn.ipynb #c098
-def trait_distance(a, b): # How unlike two rows are: 0 for the same traits, about 1 for a breed and the next one
-    "Distance of two rows of traits: colours, numbers and kinds together."
+# %% ../nbs/00a_drawn.ipynb #c100
+def trait_distance(a, # A row of traits
+                   b, # Another row
+                  )->float: # 0 for the same traits, less than 1 for breeds that are alike
+    "How unlike two rows of traits are: colours, numbers and kinds together."
     colour = sum(np.abs(_rgb(a[k]) - _rgb(b[k])).mean()/60 for k in ('base','second','point'))/3
     number = np.mean([abs(float(a[k]) - float(b[k]))/(4*s) for k,s in _jittered.items()])
     kind = np.mean([a[k] != b[k] for k in ('species','pattern','light','ear','tail','extra')])
@@ -856,7 +869,7 @@ def invented_traits(n:int=50, # How many breeds
         if name not in rows and name not in breed_traits.index and min(trait_distance(row, r) for r in real) >= away: rows[name] = row
     return pd.DataFrame.from_dict(rows, orient='index')[breed_traits.columns].rename_axis('breed')
 
-# %% ../nbs/00a_drawn.ipynb #c103
+# %% ../nbs/00a_drawn.ipynb #c105
 def _picture_seed(seed, breed, n): # The same wherever and in whatever order the pictures are drawn
     return int(np.random.SeedSequence([seed, zlib.crc32(breed.encode()), n]).generate_state(1, np.uint64)[0])
 
@@ -873,7 +886,7 @@ def _draw_one(job): # Worker: draw one picture and write it
     im = draw_pet(row, seed, _picture_size(rng))
     _save(im, Path(path), kind, int(rng.integers(68, 95)))
 
-# %% ../nbs/00a_drawn.ipynb #c106
+# %% ../nbs/00a_drawn.ipynb #c108
 def _save(im, path, kind, quality): # As a JPEG, or as one of the traps
     if kind == 'gif': im.convert('P', palette=Image.Palette.ADAPTIVE).save(path, 'GIF')
     elif kind == 'png': im.convert('RGBA').resize((im.width//2, im.height//2)).save(path, 'PNG', compress_level=3)
@@ -881,7 +894,7 @@ def _save(im, path, kind, quality): # As a JPEG, or as one of the traps
     if kind == 'trailing_bytes':
         with path.open('ab') as f: f.write(b'\x00\xff'*37 + b'left over by an editor')
 
-# %% ../nbs/00a_drawn.ipynb #c107
+# %% ../nbs/00a_drawn.ipynb #c109
 _trap_counts = dict(gif=1, png=3, trailing_bytes=2)
 
 def _plan_traps(names, seed): # Which pictures become a trap: name -> kind
@@ -893,7 +906,7 @@ def _strays(images, breeds): # MATLAB files among the pictures, as in the real f
     for name in names: (images/name).write_bytes(b'MATLAB 5.0 MAT-file'.ljust(124) + b'\x00\x01IM')
     return names
 
-# %% ../nbs/00a_drawn.ipynb #c109
+# %% ../nbs/00a_drawn.ipynb #c111
 def _damage(images, breeds, n): # Files that are really broken or odd, beside the good ones: kind -> names
     src = [images/f'{b}_{n}.jpg' for b in (breeds*8)[:8]]
     new = [images/f'{b}_{n + 1 + i}.jpg' for i,b in enumerate((breeds*8)[:8])]
@@ -909,7 +922,7 @@ def _damage(images, breeds, n): # Files that are really broken or odd, beside th
     new[7] = images/'IMG (7).jpg'; im(7).save(new[7], 'JPEG', quality=60)
     return {k: [p.name] for k,p in zip('truncated text empty duplicate cmyk sixteen_bit exif_rotated unparsable_name'.split(), new)}
 
-# %% ../nbs/00a_drawn.ipynb #c111
+# %% ../nbs/00a_drawn.ipynb #c113
 def _write_annotations(folder, traits, numbers, seed): # The three lists of the Oxford set; half of each breed in trainval.txt, half in test.txt
     order = sorted(traits.index, key=str.lower)
     species = {b: 1 if b[0].isupper() else 2 for b in order}
@@ -924,7 +937,7 @@ def _write_annotations(folder, traits, numbers, seed): # The three lists of the 
     head = ['#name class_id species breed_id', '#class_id: breeds in alphabetical order, from 1', '#species: 1 cat, 2 dog', '#breed_id: number of the breed among its species']
     for k,v in dict(list=head + rows, **lists).items(): (folder/f'{k}.txt').write_text('\n'.join(v) + '\n')
 
-# %% ../nbs/00a_drawn.ipynb #c113
+# %% ../nbs/00a_drawn.ipynb #c115
 def _run_jobs(jobs, n_workers, progress): # In this process, or in several
     bar = functools.partial(progress_bar, total=len(jobs), display=progress, leave=False)
     if n_workers <= 1:
@@ -945,8 +958,8 @@ def _drawn_before(dest, settings): # Whether dest already holds exactly these pi
     if record.is_file() and json.loads(record.read_text())['settings'] == settings: return True
     raise FileExistsError(f'{dest} exists and holds something else than these drawn pets; give another folder, or delete it first')
 
-# %% ../nbs/00a_drawn.ipynb #c114
-_version = 1 # Of the painter: raise it when the pixels change
+# %% ../nbs/00a_drawn.ipynb #c116
+_version = 2 # Of the painter: raise it when the pixels change
 
 def _check_breeds(breeds, traits, n_per_breed):
     breeds = sorted(traits.index if breeds is None else breeds, key=str.lower)
@@ -974,7 +987,7 @@ def planted_traps(dest, # A folder that `draw_pets` made
     "What `draw_pets` hid among the pictures, to test an audit with."
     return json.loads((Path(dest)/'drawn.json').read_text())['planted']
 
-# %% ../nbs/00a_drawn.ipynb #c115
+# %% ../nbs/00a_drawn.ipynb #c117
 def draw_pets(dest, # Folder to make; it appears only when every picture is in it
               n_per_breed:int=40, # Pictures of each breed, numbered from 1
               breeds:list=None, # Names to draw; None: every row of `traits`
