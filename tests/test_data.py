@@ -1,10 +1,10 @@
 "Faults that a download, an archive and a folder of pictures can have."
-import gzip, hashlib, http.server, io, os, shutil, subprocess, sys, tarfile, threading, time, warnings
+import hashlib, http.server, io, os, shutil, subprocess, sys, tarfile, threading, time, warnings
 from pathlib import Path
 
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pets_nb import data
 from pets_nb.data import (audit, audit_rules, choose_source, download, extract, get_oxford, get_pets, get_pictures, has_oxford, jpeg_end,
@@ -49,6 +49,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         asked = self.headers.get('Range')
         s.log.append((asked, fault))
         if isinstance(fault, int): return self.send_error(fault)
+        if fault == 'no answer':
+            self.close_connection = True
+            return
         start = int(asked[6:-1]) if asked and not s.ignore_range else 0
         if start >= len(s.body): return self.answer(416, b'', {'Content-Range':f'bytes */{len(s.body)}'})
         body = s.body[start:]
@@ -139,7 +142,8 @@ def test_offline_without_data_says_what_to_do(server, tmp_path):
     server.close()
     with pytest.raises(ConnectionError, match='drawn'): fetch(server, tmp_path, retries=1)
 
-@pytest.mark.parametrize('faults', [['drop'], ['drop','drop','drop'], ['drop at once','drop'], ['slow'], [500,503,''], ['drop',502,'drop'], ['no length']])
+@pytest.mark.parametrize('faults', [['drop'], ['drop','drop','drop'], ['drop at once','drop'], ['slow'], [500,503,''], ['drop',502,'drop'], ['no length'],
+    ['drop'] + ['no answer']*8 + ['drop']])
 def test_passing_faults_are_survived(server, tmp_path, faults):
     server.http.faults = list(faults)
     assert_whole(fetch(server, tmp_path))
@@ -245,6 +249,11 @@ def test_complete_part_is_not_fetched_again(server, tmp_path, archive):
 def test_unknown_length(server, tmp_path, archive):
     server.http.faults = ['drop']
     assert download(server.url, tmp_path/'a.tgz', backoff=.01, progress=False).read_bytes() == archive
+
+def test_part_of_another_file_is_named(server, tmp_path, archive):
+    (tmp_path/'a.tgz.part').write_bytes(archive + b'more')
+    with pytest.raises(ValueError, match='belongs to another file'): download(server.url, tmp_path/'a.tgz', progress=False)
+    assert (tmp_path/'a.tgz.part').exists()
 
 def test_full_disk_is_said_first(server, tmp_path):
     with pytest.raises(OSError, match='GB are free'): fetch(server, tmp_path, size=10**15)
