@@ -7,13 +7,13 @@ Docs: https://pets-nb.github.io/pets_nb/labels.html.md"""
 # %% auto #0
 __all__ = ['picture_suffixes', 'MatchTable', 'breed_pattern', 'BreedLabeller', 'species']
 
-# %% ../nbs/01_labels.ipynb #d77fb5e8
+# %% ../nbs/01_labels.ipynb #8644a2f9
 import html, re
 import pandas as pd
 from fastcore.basics import patch
 from fastcore.foundation import L
 
-# %% ../nbs/01_labels.ipynb #7023b5c7
+# %% ../nbs/01_labels.ipynb #59fa5ff9
 class MatchTable:
     "What a pattern matches in each of some names: `.table` holds it, a notebook shows it highlighted"
     def __init__(self,
@@ -27,7 +27,7 @@ class MatchTable:
 
     def __repr__(self): return f're.{self.how}({self.pattern!r})\n{self.table}'
 
-# %% ../nbs/01_labels.ipynb #80303318
+# %% ../nbs/01_labels.ipynb #51a2b492
 def _mark(text, background, color): return f'<mark style="background:{background};color:{color};padding:1px 0">{text}</mark>' if text else ''
 
 def _mark_match(name, m):
@@ -38,7 +38,7 @@ def _mark_match(name, m):
     yellow = lambda a,b: _mark(cut(a, b), '#F0E442', '#222')
     return cut(0, m.start()) + yellow(m.start(), start) + _mark(cut(start, end), '#0072B2', '#fff') + yellow(end, m.end()) + cut(m.end(), None)
 
-# %% ../nbs/01_labels.ipynb #b2c9d317
+# %% ../nbs/01_labels.ipynb #c0cb6e46
 @patch
 def _repr_html_(self:MatchTable):
     rows = ''.join(f'<tr><td style="text-align:left"><code>{_mark_match(name, m)}</code></td><td style="text-align:left">'
@@ -47,10 +47,10 @@ def _repr_html_(self:MatchTable):
     return (f'<table><thead><tr><th style="text-align:left"><code>re.{self.how}({html.escape(repr(self.pattern))})</code></th>'
             f'<th style="text-align:left">{"group 1" if grouped else "match"}</th></tr></thead><tbody>{rows}</tbody></table>')
 
-# %% ../nbs/01_labels.ipynb #f1e9e2e6
+# %% ../nbs/01_labels.ipynb #bc8fb8a0
 picture_suffixes = ('jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp', 'tif', 'tiff')
 
-# %% ../nbs/01_labels.ipynb #fee7e40c
+# %% ../nbs/01_labels.ipynb #e7e9ec3d
 def breed_pattern(
     suffixes:tuple=picture_suffixes, # File name endings that count as pictures, without the dot; upper and lower case are the same
 )->re.Pattern: # Compiled pattern; group 1 is the breed
@@ -58,7 +58,7 @@ def breed_pattern(
     endings = '|'.join(map(re.escape, suffixes))
     return re.compile(rf'(.+)_\d+\.(?:{endings})', re.IGNORECASE)
 
-# %% ../nbs/01_labels.ipynb #6069d964
+# %% ../nbs/01_labels.ipynb #b719d58d
 def _file_name(file): return re.split(r'[/\\]', str(file))[-1]
 
 class BreedLabeller:
@@ -67,6 +67,7 @@ class BreedLabeller:
         suffixes:tuple=picture_suffixes, # File name endings that count as pictures, without the dot; upper and lower case are the same
     ):
         self.suffixes,self.pattern = tuple(suffixes),breed_pattern(suffixes)
+        self.__name__ = type(self).__name__ # Without one, fastai's `Transform` wraps it in a local function, which cannot be pickled
 
     def __repr__(self): return f'BreedLabeller({self.pattern.pattern!r})'
 
@@ -77,7 +78,7 @@ class BreedLabeller:
         found = self.pattern.fullmatch(_file_name(file))
         return found[1] if found else None
 
-# %% ../nbs/01_labels.ipynb #437bed79
+# %% ../nbs/01_labels.ipynb #05997a7e
 @patch
 def labels_of(self:BreedLabeller,
     files, # File names or paths
@@ -92,7 +93,7 @@ def labels_of(self:BreedLabeller,
         "Expected <breed>_<number>.<ending> such as 'great_pyrenees_173.jpg', with one of the endings "
         f"{', '.join(self.suffixes)}; rename these files or leave them out")
 
-# %% ../nbs/01_labels.ipynb #c99f17dc
+# %% ../nbs/01_labels.ipynb #0071462b
 @patch
 def __call__(self:BreedLabeller,
     file, # File name or path, str or `Path`
@@ -100,7 +101,7 @@ def __call__(self:BreedLabeller,
     "The breed of one file, or a `ValueError`"
     return self.labels_of([file])[0]
 
-# %% ../nbs/01_labels.ipynb #409028c4
+# %% ../nbs/01_labels.ipynb #b1ae7275
 def species(
     breed:str, # Breed as in the file name
 )->str: # 'cat' or 'dog'
@@ -109,7 +110,7 @@ def species(
     if breed[:1].islower(): return 'dog'
     raise ValueError(f"{breed!r} does not begin with a letter that has a case; Oxford's names begin with a capital (cat) or a small letter (dog)")
 
-# %% ../nbs/01_labels.ipynb #154c09f8
+# %% ../nbs/01_labels.ipynb #6d35071e
 @patch
 def check(self:BreedLabeller,
     files, # File names or paths

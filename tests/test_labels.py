@@ -92,4 +92,8 @@ def test_match_table_escapes_html():
     assert '&lt;' in shown and '<b>' not in shown.replace('<thead>', '') and '&amp;' in shown
     assert 'no match' in MatchTable('z', ['a'])._repr_html_()
 
+def test_pickles_inside_a_transform():
+    from fasttransform import Transform
+    assert pickle.loads(pickle.dumps(Transform(labeller)))('a/pug_1.jpg') == 'pug'
+
 def test_pickle_keeps_suffixes(): assert pickle.loads(pickle.dumps(BreedLabeller(('png',)))).parse('a_1.jpg') is None
