@@ -11,7 +11,7 @@ __all__ = ['picture_extensions', 'oxford_url', 'oxford_size', 'oxford_md5', 'oxf
            'choose_source', 'get_pets', 'to_rgb', 'upright', 'open_picture', 'jpeg_end', 'Audit', 'audit', 'plot_audit',
            'usable_pictures', 'read_list', 'official_split', 'standard_error']
 
-# %% ../nbs/00_data.ipynb #9657b5de
+# %% ../nbs/00_data.ipynb #c530859d
 import errno,gzip,hashlib,io,os,re,shutil,tarfile,tempfile,time,warnings,zlib
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -25,14 +25,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
-# %% ../nbs/00_data.ipynb #623f1629
+# %% ../nbs/00_data.ipynb #3a77b722
 try: import fcntl
 except ImportError: fcntl = None  # Windows has no fcntl: there, calls at the same time are not kept apart
 
-# %% ../nbs/00_data.ipynb #29165082
+# %% ../nbs/00_data.ipynb #74dfb271
 picture_extensions = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp')
 
-# %% ../nbs/00_data.ipynb #b5382b16
+# %% ../nbs/00_data.ipynb #aa523cb7
 def is_picture_name(
     path:Path, # A file name or path; the file need not exist
 )->bool: # True for a visible name with one of `picture_extensions`, in any case
@@ -40,7 +40,7 @@ def is_picture_name(
     path = Path(path)
     return path.suffix.lower() in picture_extensions and not path.name.startswith('.')
 
-# %% ../nbs/00_data.ipynb #5a04755f
+# %% ../nbs/00_data.ipynb #2a14937b
 def pictures_folder(
     path:Path, # A folder of pictures, or the folder whose `images` subfolder holds them; `~` is expanded
 )->Path: # The folder that holds the picture files
@@ -56,7 +56,7 @@ def pictures_folder(
     raise FileNotFoundError(f"No pictures in {str(path)!r} or in its 'images' subfolder: looked for visible files ending in "
         f"{' '.join(picture_extensions)}, found {sum(1 for _ in path.iterdir())} other entries.{hint}")
 
-# %% ../nbs/00_data.ipynb #26804af6
+# %% ../nbs/00_data.ipynb #32373300
 def get_pictures(
     path:Path, # A folder of pictures, or the folder whose `images` subfolder holds them
     recurse:bool=False, # Also list what lies in subfolders? Hidden ones are never entered
@@ -68,14 +68,14 @@ def get_pictures(
     return L(sorted(o for o in path.rglob('*') if is_picture_name(o) and o.is_file()
         and not any(p.startswith('.') for p in o.relative_to(path).parts)))
 
-# %% ../nbs/00_data.ipynb #f00f222a
+# %% ../nbs/00_data.ipynb #e4895690
 def data_config(
 )->Config: # fastai's settings: `path('data')` for data sets, `path('archive')` for the files they came in
     "fastai's own data settings, read without importing fastai"
     return Config(Path(os.getenv('FASTAI_HOME', '~/.fastai')), 'config.ini',
         create=dict(data='data', archive='archive', storage='tmp', model='models'))
 
-# %% ../nbs/00_data.ipynb #400a9ce0
+# %% ../nbs/00_data.ipynb #1d8346e4
 def drawn_folder(
     data_dir:Path=None, # Where data sets are kept; default: fastai's data folder
     n_per_breed:int=40, # Pictures of each breed
@@ -86,7 +86,7 @@ def drawn_folder(
     folder = Path(data_dir).expanduser() if data_dir else data_config().path('data')
     return folder/f'pets_nb-drawn-v{drawing_version}-n{n_per_breed}-seed{seed}'
 
-# %% ../nbs/00_data.ipynb #f47044da
+# %% ../nbs/00_data.ipynb #7dd8d587
 def get_drawn(
     data_dir:Path=None, # Where data sets are kept; default: fastai's data folder
     n_per_breed:int=40, # Pictures of each of the 37 breeds
@@ -99,13 +99,13 @@ def get_drawn(
     folder = drawn_folder(data_dir, n_per_breed, seed)
     return pictures_folder(draw_pets(folder, n_per_breed=n_per_breed, seed=seed, n_workers=n_workers, progress=progress))
 
-# %% ../nbs/00_data.ipynb #3956853d
+# %% ../nbs/00_data.ipynb #559ce7f4
 oxford_url = 'https://s3.amazonaws.com/fast-ai-imageclas/oxford-iiit-pet.tgz'
 oxford_size = 811_706_944 # bytes
 oxford_md5 = 'e4db5c768afd933bb91f5f594d7417a4' # of the first 2**20 bytes, as fastdownload computes it
 oxford_pictures = 7390
 
-# %% ../nbs/00_data.ipynb #e78a59c6
+# %% ../nbs/00_data.ipynb #c3962b8d
 def bytes_problem(
     path:Path, # A file
     size:int=None, # Expected length in bytes; None: any
@@ -117,7 +117,7 @@ def bytes_problem(
     with open(path, 'rb') as f: found = hashlib.md5(f.read(2**20), usedforsecurity=False).hexdigest()
     return f'MD5 of the first megabyte is {found} instead of {md5}' if md5 and found != md5 else ''
 
-# %% ../nbs/00_data.ipynb #39854ee4
+# %% ../nbs/00_data.ipynb #4b8db6ba
 def _session(retries, backoff):
     "A `requests` session that asks again when a server has a passing fault"
     retry = Retry(total=None, connect=2, read=retries, status=retries, other=0, redirect=10, backoff_factor=backoff,
@@ -126,7 +126,7 @@ def _session(retries, backoff):
     for scheme in ('http://', 'https://'): session.mount(scheme, HTTPAdapter(max_retries=retry))
     return session
 
-# %% ../nbs/00_data.ipynb #8b6a9788
+# %% ../nbs/00_data.ipynb #ec0c3f04
 def _announced(r, have):
     "The length of the whole file that answer `r` announces, None when it does not say"
     if r.status_code == 200: return int(r.headers['Content-Length']) if 'Content-Length' in r.headers else None
@@ -135,7 +135,7 @@ def _announced(r, have):
         raise ValueError(f"{r.url} was asked for the bytes from {have:,} on and answered with {r.headers.get('Content-Range')!r}.")
     return None if m[2] == '*' else int(m[2])
 
-# %% ../nbs/00_data.ipynb #c5dfe376
+# %% ../nbs/00_data.ipynb #0a632342
 def _append(r, part, have, bar):
     "Append the body of answer `r` to `part`, skipping the `have` bytes that are there when the server began at the beginning"
     skip = have if r.status_code == 200 else 0
@@ -145,7 +145,7 @@ def _append(r, part, have, bar):
             have,skip = have + len(chunk[skip:]), max(0, skip-len(chunk))
             bar(have)
 
-# %% ../nbs/00_data.ipynb #8c2a107a
+# %% ../nbs/00_data.ipynb #94c14d3f
 def _fetch(session, url, part, size, timeout, bar):
     "Ask for what `part` lacks and append it; returns what went wrong, '' when the file is complete"
     have = part.stat().st_size if part.exists() else 0
@@ -166,7 +166,7 @@ def _fetch(session, url, part, size, timeout, bar):
     now = part.stat().st_size
     return '' if size is None or now == size else f'it ended after {now:,} of {size:,} bytes'
 
-# %% ../nbs/00_data.ipynb #a0e0747f
+# %% ../nbs/00_data.ipynb #dc02fdc9
 def _byte_bar(total, show):
     "A function that shows how many bytes are here, in a progress bar"
     if not show or not total: return lambda n: None
@@ -177,7 +177,7 @@ def _byte_bar(total, show):
         if bar.last_v is not None: bar.update(min(max(1,n), total))
     return update
 
-# %% ../nbs/00_data.ipynb #c1ef1cf5
+# %% ../nbs/00_data.ipynb #922fbc09
 def _settle(path, size, md5):
     "Remove a finished file with wrong bytes and say so; a too short one becomes the partial file again"
     problem = bytes_problem(path, size, md5)
@@ -187,7 +187,7 @@ def _settle(path, size, md5):
     else: path.unlink()
     print(f'{path.name} is not what was expected ({problem}): it is fetched again.')
 
-# %% ../nbs/00_data.ipynb #bda9fe8d
+# %% ../nbs/00_data.ipynb #8ceba2d3
 def download(
     url:str, # Address, http or https
     dest:Path, # File to write; until it is complete its bytes are in `dest` + '.part'
@@ -212,7 +212,7 @@ def download(
         raise ValueError(f"Wrong bytes from {url}: {problem}. They were removed; if it happens again, something on the way changes them.")
     return part.replace(dest)
 
-# %% ../nbs/00_data.ipynb #b6faf2bc
+# %% ../nbs/00_data.ipynb #b8f6e722
 def _fetch_all(url, part, size, retries, timeout, backoff, bar):
     "Attempts until `part` is complete; a new byte resets the count, and a server that never answered in this call is not waited for"
     here = lambda: part.stat().st_size if part.exists() else 0
@@ -230,7 +230,7 @@ def _fetch_all(url, part, size, retries, timeout, backoff, bar):
                 "the next call goes on from there. Drawn pets (source 'drawn') need no network.")
             time.sleep(backoff * 2**(tries-1))
 
-# %% ../nbs/00_data.ipynb #222be5e6
+# %% ../nbs/00_data.ipynb #9f667087
 def _refused(
     member:tarfile.TarInfo, # An entry of an archive
 )->str: # Why it is not written, '' when it may be
@@ -241,7 +241,7 @@ def _refused(
     if member.issym() or member.islnk(): return 'link'
     return '' if member.isfile() or member.isdir() else 'device or other special file'
 
-# %% ../nbs/00_data.ipynb #869f4742
+# %% ../nbs/00_data.ipynb #a831f6c3
 def _unpack(archive, folder):
     "Unpack `archive` (a gzipped tar) into `folder` and return the refused entries; raises what gzip and tarfile raise on damaged bytes"
     refused = []
@@ -254,7 +254,7 @@ def _unpack(archive, folder):
         while stream.read(2**20): pass
     return refused
 
-# %% ../nbs/00_data.ipynb #316d79aa
+# %% ../nbs/00_data.ipynb #1615cf41
 def extract(
     archive:Path, # A gzipped tar file
     dest:Path, # The folder to make; the archive's single top folder, if it has one, becomes it
@@ -276,7 +276,7 @@ def extract(
         raise ValueError(f"{archive.name} is damaged ({type(e).__name__}: {e}). It was removed; the next call fetches it again.") from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/00_data.ipynb #9c118b8e
+# %% ../nbs/00_data.ipynb #3f73222e
 def _put(tmp, dest):
     "Rename the unpacked folder to `dest`; a folder that has the name already is set aside, not removed"
     inside = list(tmp.iterdir())
@@ -288,7 +288,7 @@ def _put(tmp, dest):
     if root is tmp: tmp.chmod(0o755)
     return root.rename(dest)
 
-# %% ../nbs/00_data.ipynb #7dcb61f4
+# %% ../nbs/00_data.ipynb #81332746
 @contextmanager
 def _locked(path):
     "Hold an exclusive lock on the file `path`, where the system has locks"
@@ -299,7 +299,7 @@ def _locked(path):
         finally:
             if fcntl: fcntl.flock(f, fcntl.LOCK_UN)
 
-# %% ../nbs/00_data.ipynb #728fa447
+# %% ../nbs/00_data.ipynb #1589425d
 def oxford_paths(
     data_dir:Path=None, # Where archive and folder are; default: fastai's folders
     url:str=oxford_url, # Address, whose last part names both
@@ -309,7 +309,7 @@ def oxford_paths(
     archive,data = (Path(data_dir).expanduser(),)*2 if data_dir else (data_config().path('archive'), data_config().path('data'))
     return archive/name, data/name.removesuffix('.tgz').removesuffix('.tar.gz')
 
-# %% ../nbs/00_data.ipynb #5c70c61a
+# %% ../nbs/00_data.ipynb #f0cc25ea
 def has_oxford(
     data_dir:Path=None, # Where data sets are kept; default: fastai's folders
     url:str=oxford_url, # Address, whose last part names the folder
@@ -319,7 +319,7 @@ def has_oxford(
     images = oxford_paths(data_dir, url)[1]/'images'
     return images.is_dir() and sum(map(is_picture_name, os.listdir(images))) >= n_pictures
 
-# %% ../nbs/00_data.ipynb #3844f519
+# %% ../nbs/00_data.ipynb #517f4fca
 def _need_space(folder, n):
     "Raise when fewer than `n` bytes are free where `folder` is"
     folder.mkdir(parents=True, exist_ok=True)
@@ -327,7 +327,7 @@ def _need_space(folder, n):
     if free < n: raise OSError(errno.ENOSPC, f"{free/1e9:.1f} GB are free, {n/1e9:.1f} GB are needed for the rest of the archive and "
         "the extracted pictures. Make room, or name another folder with data_dir or FASTAI_HOME", str(folder))
 
-# %% ../nbs/00_data.ipynb #c8b848d8
+# %% ../nbs/00_data.ipynb #ca0f8ace
 def get_oxford(
     data_dir:Path=None, # Where to keep archive and folder; default: fastai's folders
     url:str=oxford_url, # Address of the gzipped tar file
@@ -349,7 +349,7 @@ def get_oxford(
         f"instead of {n_pictures}: is {url} the right archive?")
     return folder/'images'
 
-# %% ../nbs/00_data.ipynb #fc2f6ac6
+# %% ../nbs/00_data.ipynb #7e981676
 def choose_source(
     source:str=None, # 'oxford', 'drawn', a folder, or None for the default
     data_dir:Path=None, # Where data sets are kept; default: fastai's folders
@@ -362,7 +362,7 @@ def choose_source(
     if torch.accelerator.is_available(): return 'oxford', 'no source was named and there is a GPU to train on them'
     return 'drawn', "no source was named, the photographs are not on disk and there is no GPU (source='oxford' downloads 812 MB)"
 
-# %% ../nbs/00_data.ipynb #eae403ec
+# %% ../nbs/00_data.ipynb #0d8ef141
 def get_pets(
     source:str=None, # 'oxford', 'drawn', a folder of pictures, or None: `PETS_NB_DATA`, else what is there
     data_dir:Path=None, # Where downloaded and drawn pictures are kept; default: fastai's folders
@@ -384,7 +384,7 @@ def get_pets(
     print(f'Pictures: the folder {source} ({why})')
     return folder
 
-# %% ../nbs/00_data.ipynb #6213282b
+# %% ../nbs/00_data.ipynb #f35f32d5
 def to_rgb(
     im:Image.Image, # A decoded picture of any mode
 )->Image.Image: # Mode RGB, the same size
@@ -398,10 +398,10 @@ def to_rgb(
         return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
     return im.convert('RGB')
 
-# %% ../nbs/00_data.ipynb #dae9bdab
+# %% ../nbs/00_data.ipynb #9e9ebde8
 max_picture_pixels = 178_956_970 # Where Pillow itself refuses: twice its `MAX_IMAGE_PIXELS`
 
-# %% ../nbs/00_data.ipynb #b1a377da
+# %% ../nbs/00_data.ipynb #10b0d7c4
 @contextmanager
 def _opened(path, max_pixels):
     "The picture in `path`, not yet decoded, refused when it has too many pixels"
@@ -410,7 +410,7 @@ def _opened(path, max_pixels):
             raise Image.DecompressionBombError(f'{im.width:,} x {im.height:,} pixels are more than the {max_pixels:,} allowed')
         yield im
 
-# %% ../nbs/00_data.ipynb #732ea331
+# %% ../nbs/00_data.ipynb #0953e384
 def upright(
     im:Image.Image, # A decoded picture
 )->Image.Image: # The same picture turned as its EXIF note says
@@ -418,7 +418,7 @@ def upright(
     try: return ImageOps.exif_transpose(im)
     except Exception: return im
 
-# %% ../nbs/00_data.ipynb #8157504a
+# %% ../nbs/00_data.ipynb #009fb76a
 def open_picture(
     path:Path, # A picture file of any format that Pillow reads
     max_pixels:int=max_picture_pixels, # Larger pictures are refused before decoding: 12,000 x 9,000 passes
@@ -436,7 +436,7 @@ def open_picture(
     except UnidentifiedImageError as e: raise ValueError(f'{str(path)!r} is not a picture in a format that Pillow knows.') from e
     except Exception as e: raise ValueError(f'{str(path)!r} cannot be opened as a picture: {e}.') from e
 
-# %% ../nbs/00_data.ipynb #b0e87840
+# %% ../nbs/00_data.ipynb #5d595ecc
 audit_rules = pd.DataFrame([
     ('not a picture',       'left out',  'neither its name nor its content is a picture'),
     ('misnamed picture',    'left out',  'a picture whose name does not end like one, so that listing the folder misses it: rename it'),
@@ -460,7 +460,7 @@ audit_rules = pd.DataFrame([
     ('few pictures',        'kept', 'a breed with very few pictures will be learned badly; only you can add more'),
 ], columns=['problem','decision','reason']).set_index('problem')
 
-# %% ../nbs/00_data.ipynb #1f2e5a89
+# %% ../nbs/00_data.ipynb #1baba383
 _jpeg_mark = re.compile(rb'\xff[^\x00\xff\xd0-\xd7]') # neither data (00), filling (FF) nor a restart mark (D0 to D7)
 
 def jpeg_end(
@@ -474,12 +474,12 @@ def jpeg_end(
         if kind not in (0x01,0xD8): i += int.from_bytes(data[i:i+2], 'big')
     return -1
 
-# %% ../nbs/00_data.ipynb #af5c1287
+# %% ../nbs/00_data.ipynb #34060b4c
 _mode_problems = {'RGB':None, 'L':'grey', '1':'grey', 'P':'palette', 'CMYK':'CMYK', 'LA':'transparency', 'RGBA':'transparency', 'PA':'transparency'}
 _format_extensions = {'JPEG':('.jpg','.jpeg'), 'MPO':('.jpg','.jpeg'), 'PNG':('.png',), 'GIF':('.gif',), 'WEBP':('.webp',), 'BMP':('.bmp',)}
 _label = re.compile(r'^(.+)_\d+\.[^.]+$')
 
-# %% ../nbs/00_data.ipynb #11400cb5
+# %% ../nbs/00_data.ipynb #be294f50
 def _header_problems(im, path, min_side):
     "What the header of an opened picture shows: a dict from problem to detail"
     found = {}
@@ -492,7 +492,7 @@ def _header_problems(im, path, min_side):
     if min(im.size) < min_side: found['tiny'] = f'{im.width} x {im.height}'
     return found
 
-# %% ../nbs/00_data.ipynb #becb1d0d
+# %% ../nbs/00_data.ipynb #cdd463f3
 def _pixel_checksum(im):
     "Checksum of the decoded pixels, those of a JPEG at an eighth of its size; raises when they cannot all be decoded"
     size = im.size
@@ -500,13 +500,13 @@ def _pixel_checksum(im):
     im.load()
     return f'{size}{im.mode}' + hashlib.blake2b(im.tobytes(), digest_size=16).hexdigest()
 
-# %% ../nbs/00_data.ipynb #390ab77d
+# %% ../nbs/00_data.ipynb #b9d3b311
 def _orientation(im):
     "The turn that EXIF notes, 1 when there is none or it cannot be read; asked after decoding, because asking a PNG decodes it and hides faults"
     try: return im.getexif().get(0x0112, 1)
     except Exception: return 1
 
-# %% ../nbs/00_data.ipynb #182e5e49
+# %% ../nbs/00_data.ipynb #138574a0
 def _look(path, max_pixels, min_side):
     "What one file really is: a row of the audit's table, its problems as a dict"
     row = dict(format='', mode='', width=0, height=0, bytes=0, found={}, pixels='')
@@ -525,7 +525,7 @@ def _look(path, max_pixels, min_side):
     if is_picture_name(path) and not _label.match(path.name): found['no label'] = 'expected <Breed>_<number>.<extension>'
     return row
 
-# %% ../nbs/00_data.ipynb #4c89a324
+# %% ../nbs/00_data.ipynb #94f6845e
 def _fault(e, path, fmt):
     "The problem that an exception while reading `path` stands for, as a dict of one"
     if isinstance(e, Image.DecompressionBombError): return {'huge': str(e)}
@@ -536,7 +536,7 @@ def _fault(e, path, fmt):
     if cut or (fmt == 'JPEG' and jpeg_end(path.read_bytes()) < 0): return {'truncated': str(e)}
     return {'undecodable': f'{type(e).__name__}: {e}'}
 
-# %% ../nbs/00_data.ipynb #59091fa5
+# %% ../nbs/00_data.ipynb #1ae3e678
 def _left_out(found): return any(audit_rules.decision[o] == 'left out' for o in found)
 
 def _find_copies(table):
@@ -550,7 +550,7 @@ def _find_copies(table):
         else:
             for found in same.found[1:]: found['duplicate'] = f'same pixels as {names[0]}'
 
-# %% ../nbs/00_data.ipynb #5d69ec92
+# %% ../nbs/00_data.ipynb #e671fe8e
 def _find_few(table, min_per_breed):
     "Note breeds with fewer than `min_per_breed` usable pictures in `table.found`"
     usable = table[~table.found.map(_left_out)]
@@ -558,7 +558,7 @@ def _find_few(table, min_per_breed):
         if len(same) < min_per_breed:
             for found in same.found: found['few pictures'] = f'{len(same)} of {breed}'
 
-# %% ../nbs/00_data.ipynb #ce5cc79f
+# %% ../nbs/00_data.ipynb #4ab6f59d
 class Audit:
     "What every file of a folder really is, and the decision about it"
     def __init__(self,
@@ -592,7 +592,7 @@ class Audit:
 
     def _repr_html_(self): return f'<p>{self!r}</p>{self.summary.to_html()}'
 
-# %% ../nbs/00_data.ipynb #88c6f32d
+# %% ../nbs/00_data.ipynb #ce74765d
 def audit(
     path:Path, # A folder of pictures, the folder whose `images` subfolder holds them, or a list of files
     min_side:int=32, # Pixels: a picture with a shorter side is tiny
@@ -614,7 +614,7 @@ def audit(
     _find_few(table, min_per_breed)
     return Audit(_decide(table), paths)
 
-# %% ../nbs/00_data.ipynb #7dbf62c7
+# %% ../nbs/00_data.ipynb #647e72d0
 def _decide(table):
     "Turn the problems found into the columns `problems`, `decision` and `detail`"
     worst = lambda found: min((audit_rules.decision[o] for o in found), key=['left out','converted on load','kept'].index, default='kept')
@@ -623,13 +623,13 @@ def _decide(table):
     table['detail'] = ['; '.join(o.values()) for o in table.found]
     return table.drop(columns=['found','pixels'])
 
-# %% ../nbs/00_data.ipynb #4fa20974
+# %% ../nbs/00_data.ipynb #d93ceef7
 def _caption(row, width=24):
     "File name and problems of an audit's row in short lines"
     name = row.file if len(row.file) <= width else row.file[:width-1]+'…'
     return '\n'.join([name, *row.problems.split(', ')[:2]])
 
-# %% ../nbs/00_data.ipynb #d8ceb6da
+# %% ../nbs/00_data.ipynb #809cccba
 def _show_file(ax, path, row):
     "Draw one file, or say that it cannot be drawn; pictures that were too large to decode are not opened"
     ax.set_axis_off()
@@ -641,7 +641,7 @@ def _show_file(ax, path, row):
         ax.text(80, 80, 'cannot be\nshown', ha='center', va='center', fontsize=8, color='#666666')
     ax.set_title(_caption(row), fontsize=7, fontweight='normal', loc='center', color='#b03000' if row.decision=='left out' else '#333333')
 
-# %% ../nbs/00_data.ipynb #13f0e5c5
+# %% ../nbs/00_data.ipynb #a7556458
 def plot_audit(
     report:Audit, # What `audit` returned
     max_n:int=24, # At most this many files, those left out first
@@ -660,7 +660,7 @@ def plot_audit(
 
 Audit.plot = plot_audit
 
-# %% ../nbs/00_data.ipynb #85bd7228
+# %% ../nbs/00_data.ipynb #347d20f1
 def usable_pictures(
     path:Path, # A folder of pictures, or a list of files
     **kwargs, # Passed to `audit`: `min_side`, `max_pixels`, `min_per_breed`, `n_workers`
@@ -675,7 +675,7 @@ def usable_pictures(
     print(said)
     return res
 
-# %% ../nbs/00_data.ipynb #54417fe7
+# %% ../nbs/00_data.ipynb #a8ca4930
 def read_list(
     path:Path, # A list of the data set: one picture in a line, its name without extension first
 )->L: # Names, in the order of the file
@@ -683,10 +683,10 @@ def read_list(
     lines = Path(path).read_text(encoding='utf-8').splitlines()
     return L(o.split()[0] for o in lines if o.strip() and not o.startswith('#'))
 
-# %% ../nbs/00_data.ipynb #60040e6c
+# %% ../nbs/00_data.ipynb #45fcbaf7
 def _first_names(names): return f"{len(names)}: {', '.join(list(names)[:10])}{', ...' if len(names)>10 else ''}"
 
-# %% ../nbs/00_data.ipynb #60139f44
+# %% ../nbs/00_data.ipynb #13be1b8d
 def official_split(
     files:list, # Picture files
     annotations:Path=None, # Folder of trainval.txt and test.txt; default: `annotations` beside the folder of the first file
@@ -705,7 +705,7 @@ def official_split(
     _report_split(stems, lists, res)
     return res
 
-# %% ../nbs/00_data.ipynb #2624ea33
+# %% ../nbs/00_data.ipynb #79d9111c
 def _report_split(stems, lists, idxs):
     "Print how files and lists match, and raise when a part is empty"
     listed = {o for names in lists for o in names}
@@ -717,7 +717,7 @@ def _report_split(stems, lists, idxs):
     if not (idxs[0] and idxs[1]): raise ValueError(f'{said}\nA part is empty: do the lists belong to these pictures?')
     print(said)
 
-# %% ../nbs/00_data.ipynb #85d7ddad
+# %% ../nbs/00_data.ipynb #a7eb0a3d
 def standard_error(
     error_rate:float, # Share of wrong answers, 0 to 1
     n:int, # Pictures it was counted on
