@@ -1,4 +1,4 @@
-"""Which breeds are confused, which pictures are wrong, how sure the model may be believed, and where it looks, all from one pass of inference
+"""Which breeds are confused, which pictures are wrong, whether its probabilities may be believed, where it looks: from one pass
 
 Docs: https://pets-nb.github.io/pets_nb/interpretation.html.md"""
 
@@ -6,15 +6,15 @@ Docs: https://pets-nb.github.io/pets_nb/interpretation.html.md"""
 
 # %% auto #0
 __all__ = ['chapter_pairs', 'first_offenders', 'check_probabilities', 'check_targets', 'target_loss', 'Predictions',
-           'synthetic_predictions', 'get_predictions', 'TableView', 'open_thumbnail', 'plot_pictures', 'short_name',
-           'order_by_likeness', 'Confusion', 'ConfusedPairs', 'PairView', 'pair_examples', 'PictureTable',
+           'synthetic_predictions', 'get_predictions', 'open_thumbnail', 'TableView', 'picture_title', 'plot_pictures',
+           'short_name', 'order_by_likeness', 'Confusion', 'ConfusedPairs', 'PairView', 'pair_examples', 'PictureTable',
            'wilson_interval', 'PerBreed', 'Reliability', 'fit_temperature', 'Temperature', 'confident_suggestion',
            'LabelErrors', 'plant_wrong_labels', 'CatchOutput', 'find_layer', 'grad_cam_maps', 'GradCAM', 'grad_cam',
            'center_square', 'body_features', 'stratified_folds', 'fit_linear_head', 'out_of_fold', 'folder_out_of_fold',
            'pair_counts']
 
-# %% ../nbs/05_interpretation.ipynb #04c3c51e
-import difflib, html, json, os
+# %% ../nbs/05_interpretation.ipynb #a4415a1f
+import difflib, html, json, os, textwrap
 from pathlib import Path
 from statistics import NormalDist
 import matplotlib.pyplot as plt
@@ -26,16 +26,17 @@ from fastai.callback import progress as _progress
 from fastai.learner import Learner
 from fastcore.basics import chunked, patch, store_attr
 from fastcore.foundation import L
-from matplotlib.colors import LinearSegmentedColormap
-from PIL import Image
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor, nn
+from .data import open_picture
 from .labels import BreedLabeller, species
 
-# %% ../nbs/05_interpretation.ipynb #08661387
+# %% ../nbs/05_interpretation.ipynb #8a3c9dee
 def first_offenders(
     mask, # True where something is wrong, shape (N,)
 )->str: # The first ten positions and the count
@@ -43,7 +44,7 @@ def first_offenders(
     idxs = np.flatnonzero(np.asarray(mask))
     return f"rows {', '.join(map(str, idxs[:10]))}{', ...' if len(idxs) > 10 else ''} ({len(idxs)} in all)"
 
-# %% ../nbs/05_interpretation.ipynb #6e2a6417
+# %% ../nbs/05_interpretation.ipynb #591dd52c
 def check_probabilities(
     probs:Tensor, # Probabilities, shape (N, C)
     n_breeds:int, # Number of breeds C that is expected
@@ -51,16 +52,18 @@ def check_probabilities(
 ):
     "Raise `ValueError` where rows are not probabilities of `n_breeds` breeds"
     if probs.ndim != 2 or probs.shape[1] != n_breeds:
-        raise ValueError(f"probs has shape {tuple(probs.shape)}; expected (N, {n_breeds}): a row for each picture, a column for each breed of vocab")
+        raise ValueError(f"probs has shape {tuple(probs.shape)}; expected (N, {n_breeds}): "
+                         "a row for each picture, a column for each breed of vocab")
     if not len(probs): raise ValueError("There are no predictions: the set is empty. Give a set with at least one labelled picture")
     bad = ~torch.isfinite(probs).all(1)
-    if bad.any(): raise ValueError(f"probs holds NaN or infinity in {first_offenders(bad)}; look at the inputs and the training run that made them")
+    if bad.any(): raise ValueError(f"probs holds NaN or infinity in {first_offenders(bad)}; "
+                                   "look at the inputs and the training run that made them")
     bad = ((probs < 0) | (probs > 1 + tolerance)).any(1) | ((probs.sum(1) - 1).abs() > tolerance)
     if bad.any(): raise ValueError(f"Not probabilities in {first_offenders(bad)}: row {int(bad.nonzero()[0])} lies between "
         f"{probs[bad][0].min():.4g} and {probs[bad][0].max():.4g} and sums to {probs[bad][0].sum():.4g}; expected 0 to 1 and a sum of 1. "
         "Activations need a softmax first; separate sigmoids are not one distribution")
 
-# %% ../nbs/05_interpretation.ipynb #9f864034
+# %% ../nbs/05_interpretation.ipynb #5c51ae8c
 def check_targets(
     targets:Tensor, # Indices of the true breeds, shape (N,)
     n:int, # Number of predictions N
@@ -74,7 +77,7 @@ def check_targets(
     if bad.any(): raise ValueError(f"targets out of range in {first_offenders(bad)}: {sorted(set(targets[bad].tolist()))[:10]}; "
                                    f"expected 0 to {n_breeds - 1}, the positions in vocab")
 
-# %% ../nbs/05_interpretation.ipynb #37d84383
+# %% ../nbs/05_interpretation.ipynb #a0532a10
 def target_loss(
     probs:Tensor, # Probabilities, shape (N, C)
     targets:Tensor, # Indices of the true breeds, shape (N,)
@@ -83,14 +86,14 @@ def target_loss(
     own = probs.gather(1, targets[:, None]).squeeze(1)
     return -own.clamp_min(torch.finfo(probs.dtype).tiny).log()
 
-# %% ../nbs/05_interpretation.ipynb #1f1da6bc
+# %% ../nbs/05_interpretation.ipynb #b86a10ca
 def _as_probabilities(probs):
     probs = torch.as_tensor(probs).detach().cpu()
     if not probs.is_floating_point(): probs = probs.float()
     tolerance = {torch.float16: 1e-2, torch.bfloat16: 5e-2}.get(probs.dtype, 1e-3)
     return probs.float(), tolerance
 
-# %% ../nbs/05_interpretation.ipynb #64cd7886
+# %% ../nbs/05_interpretation.ipynb #05117e10
 class Predictions:
     "What a model said about each picture of a set, kept from one pass of inference"
     def __init__(self,
@@ -116,43 +119,43 @@ class Predictions:
 
     def __len__(self): return len(self.probs)
 
-# %% ../nbs/05_interpretation.ipynb #d46d1ec3
+# %% ../nbs/05_interpretation.ipynb #59f3c815
 @patch(as_prop=True)
 def predicted(self:Predictions)->Tensor: # Positions in `vocab`, shape (N,)
     "The most probable breed of each picture"
     return self.probs.argmax(1)
 
-# %% ../nbs/05_interpretation.ipynb #9ec9a942
+# %% ../nbs/05_interpretation.ipynb #95a36bad
 @patch(as_prop=True)
 def confidence(self:Predictions)->Tensor: # Shape (N,)
     "The probability of the predicted breed of each picture"
     return self.probs.max(1).values
 
-# %% ../nbs/05_interpretation.ipynb #9bd56d74
+# %% ../nbs/05_interpretation.ipynb #3e72bb8f
 @patch(as_prop=True)
 def wrong(self:Predictions)->Tensor: # Boolean, shape (N,)
     "True where the predicted breed is not the true one"
     return self.predicted != self.targets
 
-# %% ../nbs/05_interpretation.ipynb #172076e9
+# %% ../nbs/05_interpretation.ipynb #a4b0acd4
 @patch(as_prop=True)
 def error(self:Predictions)->float: # Between 0 and 1
     "Share of pictures whose predicted breed is wrong"
     return self.wrong.double().mean().item()
 
-# %% ../nbs/05_interpretation.ipynb #3bf57163
+# %% ../nbs/05_interpretation.ipynb #565433bc
 @patch(as_prop=True)
 def mean_loss(self:Predictions)->float: # Nats
     "Mean of the pictures' losses"
     return self.losses.double().mean().item()
 
-# %% ../nbs/05_interpretation.ipynb #3c0d71f4
+# %% ../nbs/05_interpretation.ipynb #8fe8b668
 @patch
 def __repr__(self:Predictions):
     return (f"Predictions: {len(self):,} pictures, {len(self.vocab)} breeds, {int(self.wrong.sum()):,} wrong "
             f"(error {self.error:.1%}), mean loss {self.mean_loss:.3f}")
 
-# %% ../nbs/05_interpretation.ipynb #561bef46
+# %% ../nbs/05_interpretation.ipynb #91a3d14f
 @patch
 def __getitem__(self:Predictions,
     idxs, # Positions, a slice, or a boolean mask, shape (N,)
@@ -162,11 +165,11 @@ def __getitem__(self:Predictions,
     idxs = torch.arange(len(self))[idxs]
     return Predictions(self.probs[idxs], self.targets[idxs], self.vocab, [self.files[i] for i in idxs.tolist()], self.losses[idxs])
 
-# %% ../nbs/05_interpretation.ipynb #16b9151d
+# %% ../nbs/05_interpretation.ipynb #bf4ada85
 chapter_pairs = [('Ragdoll','Birman'), ('Egyptian_Mau','Bengal'), ('Russian_Blue','British_Shorthair'),
                  ('american_pit_bull_terrier','staffordshire_bull_terrier')]
 
-# %% ../nbs/05_interpretation.ipynb #882da208
+# %% ../nbs/05_interpretation.ipynb #72f2ce03
 def synthetic_predictions(
     vocab, # Names of the breeds
     n:int=3700, # Number of pictures, spread evenly over the breeds
@@ -188,7 +191,7 @@ def synthetic_predictions(
     activations = x @ means.T - means.pow(2).sum(1)/2
     return Predictions((sharpness*activations).softmax(1), targets, vocab)
 
-# %% ../nbs/05_interpretation.ipynb #d9d4c3d1
+# %% ../nbs/05_interpretation.ipynb #fedcd99b
 def _loader(learn, dl):
     if dl is None: dl = 1
     if isinstance(dl, int):
@@ -198,15 +201,16 @@ def _loader(learn, dl):
         if not len(dl): raise ValueError("The list of files is empty. Give at least one labelled picture")
         dl = learn.dls.test_dl(list(dl), with_labels=True)
     if len(dl.dataset) and getattr(dl.dataset, 'split_idx', None) == 0: dl = learn.dls.test_dl(list(dl.dataset.items), with_labels=True)
-    if not len(dl.dataset): raise ValueError("The set is empty: split the data with a validation share above 0, or give a data loader with pictures")
+    if not len(dl.dataset):
+        raise ValueError("The set is empty: split the data with a validation share above 0, or give a data loader with pictures")
     return dl.new(shuffle=False, drop_last=False)
 
-# %% ../nbs/05_interpretation.ipynb #bc47f864
+# %% ../nbs/05_interpretation.ipynb #1b8e6189
 def _files_of(dl):
     items = list(getattr(dl.dataset, 'items', []))
     return [Path(o) for o in items] if items and all(isinstance(o, (str, Path)) for o in items) else None
 
-# %% ../nbs/05_interpretation.ipynb #60898649
+# %% ../nbs/05_interpretation.ipynb #1bc3e893
 def get_predictions(
     learn:Learner, # A trained model with its data
     dl=None, # `DataLoader`, its number in `learn.dls`, or a list of labelled files; None: the validation set
@@ -223,7 +227,17 @@ def get_predictions(
     probs,targets,losses = out
     return Predictions(torch.as_tensor(probs), torch.as_tensor(targets).flatten(), vocab, _files_of(dl), torch.as_tensor(losses).flatten())
 
-# %% ../nbs/05_interpretation.ipynb #5665328d
+# %% ../nbs/05_interpretation.ipynb #3a08e7c9
+def open_thumbnail(
+    file, # Picture file
+    size:int=96, # Longest side, pixels
+)->Image.Image: # RGB
+    "Open a picture at a small size"
+    im = open_picture(file).copy()
+    im.thumbnail((size, size))
+    return im
+
+# %% ../nbs/05_interpretation.ipynb #1b366c34
 @patch
 def save(self:Predictions,
     path, # File to write; its folder must exist
@@ -239,7 +253,7 @@ def save(self:Predictions,
     finally: part.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/05_interpretation.ipynb #7cef66e8
+# %% ../nbs/05_interpretation.ipynb #85444666
 @patch(cls_method=True)
 def load(cls:Predictions,
     path, # File that `save` wrote
@@ -248,13 +262,14 @@ def load(cls:Predictions,
     "Read predictions that were saved"
     with safe_open(path, 'pt') as f:
         metadata = f.metadata() or {}
-        if metadata.get('pets_nb') != 'predictions': raise ValueError(f"{path} holds no predictions; expected a file written by Predictions.save")
+        if metadata.get('pets_nb') != 'predictions':
+            raise ValueError(f"{path} holds no predictions; expected a file written by Predictions.save")
         tensors = {k: f.get_tensor(k) for k in f.keys()}
     names = json.loads(metadata['names'])
     files = [o if o is None or folder is None else Path(folder)/Path(o).name for o in names['files']]
     return cls(tensors['probs'], tensors['targets'], names['vocab'], files, tensors['losses'])
 
-# %% ../nbs/05_interpretation.ipynb #3f6e0742
+# %% ../nbs/05_interpretation.ipynb #2b2bd358
 class TableView:
     "A table with a title, the common form of the views"
     decimals = 3
@@ -266,19 +281,14 @@ class TableView:
     def __repr__(self): return f'{self.title}\n{self.table.round(self.decimals).to_string(max_rows=14)}'
     def _repr_html_(self): return f'<p>{html.escape(self.title)}</p>{self.table.round(self.decimals).to_html(max_rows=14)}'
 
-# %% ../nbs/05_interpretation.ipynb #d037925b
-def open_thumbnail(
-    file, # Picture file
-    size:int=96, # Longest side, pixels
-)->Image.Image: # RGB
-    "Open a picture at a small size"
-    with Image.open(file) as im:
-        im.draft('RGB', (2*size, 2*size))
-        im = im.convert('RGB')
-    im.thumbnail((size, size))
-    return im
+# %% ../nbs/05_interpretation.ipynb #00b63c6f
+def picture_title(
+    text:str, # One or more lines
+)->str: # The same, with lines no wider than a picture of the grid
+    "Break the lines of a title to the width of a small picture"
+    return '\n'.join(textwrap.fill(line, 21) for line in text.splitlines())
 
-# %% ../nbs/05_interpretation.ipynb #97038d84
+# %% ../nbs/05_interpretation.ipynb #bac0a3c1
 def plot_pictures(
     files, # Picture files
     titles, # One title for each; None leaves the place empty
@@ -290,35 +300,35 @@ def plot_pictures(
     if missing: raise FileNotFoundError(f"{len(missing)} of {len(files)} pictures cannot be shown: {', '.join(missing[:10])}; "
                                         "give `files` to Predictions, or `folder` to Predictions.load")
     n_rows = -(-len(files)//n_cols)
-    fig,axs = plt.subplots(n_rows, n_cols, figsize=(1.45*n_cols, 1.75*n_rows), squeeze=False)
+    fig,axs = plt.subplots(n_rows, n_cols, figsize=(1.45*n_cols, 1.95*n_rows), squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for ax,f,title in zip(axs.flat, files, titles):
         if title is None: continue
-        ax.imshow(open_thumbnail(f, size))
-        ax.set_title(title, fontsize=7.5, loc='center', weight='normal')
+        ax.imshow(ImageOps.pad(open_thumbnail(f, size), (size, size), color=to_hex(plt.rcParams['axes.facecolor'])))
+        ax.set_title(picture_title(title), fontsize=7.5, loc='center', weight='normal')
     return axs.flatten()[:len(files)]
 
-# %% ../nbs/05_interpretation.ipynb #5127f5e0
+# %% ../nbs/05_interpretation.ipynb #3312e670
 def short_name(
     breed:str, # Name of a breed as in the file names
 )->str: # The same with spaces
     "A breed's name as it is printed in figures"
     return breed.replace('_', ' ')
 
-# %% ../nbs/05_interpretation.ipynb #79854f50
+# %% ../nbs/05_interpretation.ipynb #7ce33d1b
 def _breed_index(vocab, breed):
     if breed in vocab: return vocab.index(breed)
     near = difflib.get_close_matches(str(breed), vocab, 3, 0.5)
     raise ValueError(f"No breed {breed!r} in vocab{'; did you mean ' + ', '.join(near) if near else ''}")
 
-# %% ../nbs/05_interpretation.ipynb #4cf1ded0
+# %% ../nbs/05_interpretation.ipynb #51f22cc7
 @patch
 def confusion_counts(self:Predictions)->np.ndarray: # Shape (C, C), row: true breed, column: predicted breed
     "Count the pictures of each breed that were predicted as each breed"
     n = len(self.vocab)
     return np.bincount((self.targets*n + self.predicted).numpy(), minlength=n*n).reshape(n, n)
 
-# %% ../nbs/05_interpretation.ipynb #88eda0eb
+# %% ../nbs/05_interpretation.ipynb #58cd56f0
 @patch
 def likeness(self:Predictions)->np.ndarray: # Shape (C, C), symmetric, zero on the diagonal
     "How much probability the pictures of two breeds give to the other breed, on average"
@@ -327,7 +337,7 @@ def likeness(self:Predictions)->np.ndarray: # Shape (C, C), symmetric, zero on t
     np.fill_diagonal(given, 0)
     return (given + given.T) / 2
 
-# %% ../nbs/05_interpretation.ipynb #8c95dd6e
+# %% ../nbs/05_interpretation.ipynb #35c67042
 def order_by_likeness(
     alike:np.ndarray, # Symmetric likeness, shape (C, C), not negative
     groups, # A name for each of the C rows; rows of one group stay together
@@ -344,7 +354,7 @@ def order_by_likeness(
         order += idxs.tolist()
     return order
 
-# %% ../nbs/05_interpretation.ipynb #ca925307
+# %% ../nbs/05_interpretation.ipynb #d2845a73
 class Confusion(TableView):
     "A confusion matrix whose rows and columns are ordered by likeness"
     def __init__(self,
@@ -359,7 +369,7 @@ class Confusion(TableView):
     @property
     def blocks(self): return [i for i in range(1, len(self.groups)) if self.groups[i] != self.groups[i-1]]
 
-# %% ../nbs/05_interpretation.ipynb #dfec640c
+# %% ../nbs/05_interpretation.ipynb #27cf75f4
 @patch
 def confusion(self:Predictions,
     order=None, # Names of all breeds in the wanted order; None: by likeness
@@ -372,7 +382,7 @@ def confusion(self:Predictions,
         raise ValueError(f"order names {len(set(idxs))} of the {len(self.vocab)} breeds in {len(idxs)} places; expected each once")
     return Confusion(self.confusion_counts()[np.ix_(idxs, idxs)], [self.vocab[i] for i in idxs], [groups[i] for i in idxs])
 
-# %% ../nbs/05_interpretation.ipynb #049d7d52
+# %% ../nbs/05_interpretation.ipynb #27173c89
 @patch
 def distance_of_errors(self:Confusion)->float: # In rows; 0 if there are no errors
     "Mean distance of the errors from the diagonal"
@@ -380,10 +390,10 @@ def distance_of_errors(self:Confusion)->float: # In rows; 0 if there are no erro
     off = self.counts * (i != j)
     return float((off*abs(i - j)).sum() / max(off.sum(), 1))
 
-# %% ../nbs/05_interpretation.ipynb #de932923
+# %% ../nbs/05_interpretation.ipynb #62051832
 _errors_cmap = LinearSegmentedColormap.from_list('errors', ['#fbe3d3', '#D55E00', '#5e2900'])
 
-# %% ../nbs/05_interpretation.ipynb #a1473902
+# %% ../nbs/05_interpretation.ipynb #34c59e79
 @patch
 def plot(self:Confusion,
     figsize=None, # Inches; None: fits 37 breeds to a page
@@ -404,14 +414,14 @@ def plot(self:Confusion,
     ax.grid(False)
     return ax
 
-# %% ../nbs/05_interpretation.ipynb #ba13e47c
+# %% ../nbs/05_interpretation.ipynb #f93b7cf4
 class ConfusedPairs(list):
     "A list of (true, predicted, count) that shows itself as a table"
     @property
     def table(self): return pd.DataFrame(list(self), columns=['true', 'predicted', 'pictures'])
     def _repr_html_(self): return self.table.to_html(max_rows=14)
 
-# %% ../nbs/05_interpretation.ipynb #7d06feb0
+# %% ../nbs/05_interpretation.ipynb #e15571f5
 @patch
 def most_confused(self:Predictions,
     min_val:int=1, # Smallest count to list
@@ -423,7 +433,7 @@ def most_confused(self:Predictions,
     found = [(self.vocab[i], self.vocab[j], int(counts[i,j])) for i,j in zip(*np.nonzero(counts >= min_val))]
     return ConfusedPairs(sorted(found, key=lambda o: o[2], reverse=True))
 
-# %% ../nbs/05_interpretation.ipynb #8c7639b9
+# %% ../nbs/05_interpretation.ipynb #0212a02c
 class PairView(TableView):
     "Two breeds side by side: how often each was taken for the other, and pictures of both"
     def __init__(self,
@@ -440,7 +450,7 @@ class PairView(TableView):
         files,titles = zip(*[o for row in self.examples for o in row])
         return plot_pictures(files, titles, n_cols=len(self.examples[0]), size=size)
 
-# %% ../nbs/05_interpretation.ipynb #1f5976fa
+# %% ../nbs/05_interpretation.ipynb #065788d7
 def pair_examples(
     preds, # `Predictions`
     true:int, # Position of the true breed in the vocabulary
@@ -453,7 +463,7 @@ def pair_examples(
     say = lambda i: f"{short_name(preds.vocab[true])}\n{preds.probs[i, predicted]:.0%} {short_name(preds.vocab[predicted])}"
     return [(preds.files[i], say(i)) for i in found] + [(None, None)]*(n - len(found))
 
-# %% ../nbs/05_interpretation.ipynb #d75b5f65
+# %% ../nbs/05_interpretation.ipynb #92116e96
 @patch
 def pair(self:Predictions,
     first:str, # Name of a breed
@@ -464,16 +474,17 @@ def pair(self:Predictions,
     a,b = _breed_index(self.vocab, first),_breed_index(self.vocab, second)
     if a == b: raise ValueError(f"A pair needs two breeds; both are {first!r}")
     counts,support = self.confusion_counts(),np.bincount(self.targets, minlength=len(self.vocab))
-    rows = [dict(pictures=support[i], right=counts[i,i], taken_for_the_other=counts[i,j], other_errors=support[i] - counts[i,i] - counts[i,j],
+    rows = [dict(pictures=support[i], right=counts[i,i], taken_for_the_other=counts[i,j],
+                 other_errors=support[i] - counts[i,i] - counts[i,j],
                  mean_probability_of_the_other=self.probs[self.targets == i, j].sum().item()/max(support[i], 1)) for i,j in ((a,b), (b,a))]
     grid = [pair_examples(self, a, a, n) + pair_examples(self, b, b, n), pair_examples(self, a, b, n) + pair_examples(self, b, a, n)]
     grid = [row for row in grid if any(title for _,title in row)]
     return PairView(pd.DataFrame(rows, index=pd.Index([first, second], name='true')), f'{short_name(first)} and {short_name(second)}', grid)
 
-# %% ../nbs/05_interpretation.ipynb #1c5b02f7
+# %% ../nbs/05_interpretation.ipynb #fe5539a0
 def _names_of(files): return [None if f is None else f.name for f in files]
 
-# %% ../nbs/05_interpretation.ipynb #3210a8b3
+# %% ../nbs/05_interpretation.ipynb #dba173d1
 class PictureTable(TableView):
     "A table with one row for each picture, which can be shown"
     def __init__(self,
@@ -491,7 +502,7 @@ class PictureTable(TableView):
         "Show the first `n` pictures"
         return plot_pictures(self.files[:n], self.captions[:n], n_cols, size)
 
-# %% ../nbs/05_interpretation.ipynb #c774fb0a
+# %% ../nbs/05_interpretation.ipynb #1bd346fe
 @patch
 def top_losses(self:Predictions,
     k:int=12, # Number of pictures
@@ -500,12 +511,14 @@ def top_losses(self:Predictions,
     "The pictures with the largest losses"
     losses,idxs = self.losses.topk(min(k, len(self)), largest=largest)
     true,pred = self.targets[idxs],self.predicted[idxs]
-    table = pd.DataFrame(dict(file=_names_of([self.files[i] for i in idxs]), true=[self.vocab[i] for i in true], predicted=[self.vocab[i] for i in pred],
-        p_true=self.probs[idxs, true].numpy(), p_predicted=self.probs[idxs, pred].numpy(), loss=losses.numpy()), index=pd.Index(idxs.numpy(), name='position'))
+    files = [self.files[i] for i in idxs]
+    columns = dict(file=_names_of(files), true=[self.vocab[i] for i in true], predicted=[self.vocab[i] for i in pred],
+                   p_true=self.probs[idxs, true].numpy(), p_predicted=self.probs[idxs, pred].numpy(), loss=losses.numpy())
+    table = pd.DataFrame(columns, index=pd.Index(idxs.numpy(), name='position'))
     captions = [f"is {short_name(o.true)} {o.p_true:.0%}\nsaid {short_name(o.predicted)} {o.p_predicted:.0%}" for o in table.itertuples()]
-    return PictureTable(table, f"The {len(table)} {'largest' if largest else 'smallest'} losses", [self.files[i] for i in idxs], captions)
+    return PictureTable(table, f"The {len(table)} {'largest' if largest else 'smallest'} losses", files, captions)
 
-# %% ../nbs/05_interpretation.ipynb #4f350082
+# %% ../nbs/05_interpretation.ipynb #cd847d20
 def wilson_interval(
     k, # Number of successes, a number or an array
     n, # Number of trials, of the same shape
@@ -520,12 +533,12 @@ def wilson_interval(
     low,high = (k + z2/2 - half)/(n + z2),(k + z2/2 + half)/(n + z2)
     return np.where(k == 0, 0, low.clip(0, 1)),np.where(k == n, 1, high.clip(0, 1))
 
-# %% ../nbs/05_interpretation.ipynb #2ab44c70
+# %% ../nbs/05_interpretation.ipynb #21ee52d1
 def _share_columns(name, k, n, level, to=lambda x: x):
     low,high = wilson_interval(k, n, level)
     return {name: to(k/np.maximum(n, 1)), f'{name}_low': to(low), f'{name}_high': to(high)}
 
-# %% ../nbs/05_interpretation.ipynb #1c55cef7
+# %% ../nbs/05_interpretation.ipynb #8ce56de9
 class PerBreed(TableView):
     "Precision, recall and F1 of each breed with intervals"
     decimals = 2
@@ -534,7 +547,7 @@ class PerBreed(TableView):
         "Unweighted means of precision, recall and F1 over the breeds that have pictures"
         return self.table.loc[self.table.support > 0, ['precision', 'recall', 'f1']].mean()
 
-# %% ../nbs/05_interpretation.ipynb #f916e260
+# %% ../nbs/05_interpretation.ipynb #b8a94bc2
 @patch
 def per_breed(self:Predictions,
     level:float=0.95, # Level of the intervals
@@ -542,11 +555,12 @@ def per_breed(self:Predictions,
     "Precision, recall, F1 and support of each breed, with Wilson intervals"
     counts = self.confusion_counts()
     tp,support,said = np.diag(counts),counts.sum(1),counts.sum(0)
-    columns = dict(support=support, predicted=said) | _share_columns('precision', tp, said, level) | _share_columns('recall', tp, support, level)
+    columns = dict(support=support, predicted=said)
+    columns |= _share_columns('precision', tp, said, level) | _share_columns('recall', tp, support, level)
     columns |= _share_columns('f1', tp, support + said - tp, level, lambda x: 2*x/(1 + x))
     return PerBreed(pd.DataFrame(columns, index=pd.Index(self.vocab, name='breed')), f'{len(counts)} breeds, intervals at {level:.0%}')
 
-# %% ../nbs/05_interpretation.ipynb #e6202017
+# %% ../nbs/05_interpretation.ipynb #b4f1915d
 @patch
 def plot(self:PerBreed,
     column:str='f1', # 'f1', 'precision' or 'recall'
@@ -560,7 +574,7 @@ def plot(self:PerBreed,
     ax.set(xlabel=f'{column} (share, 0 to 1)', xlim=(0, 1.02), ylim=(-1, len(t)), title='By breed (support) with interval')
     return ax
 
-# %% ../nbs/05_interpretation.ipynb #5e42a38c
+# %% ../nbs/05_interpretation.ipynb #2a06e72a
 class Reliability(TableView):
     "Confidence held against accuracy, bin by bin"
     @property
@@ -568,7 +582,7 @@ class Reliability(TableView):
         "Expected calibration error: the mean gap, weighted by the pictures"
         return float(((self.table.accuracy - self.table.confidence).abs()*self.table.pictures).sum()/self.table.pictures.sum())
 
-# %% ../nbs/05_interpretation.ipynb #9f50951c
+# %% ../nbs/05_interpretation.ipynb #3787e749
 @patch
 def reliability(self:Predictions,
     n_bins:int=15, # Bins of equal width between 0 and 1
@@ -580,11 +594,12 @@ def reliability(self:Predictions,
     which = np.clip(np.ceil(confidence*n_bins).astype(int) - 1, 0, n_bins - 1)
     n,k,total = (np.bincount(which, weights=w, minlength=n_bins) for w in (None, right, confidence))
     low,high = wilson_interval(k, n, level)
-    table = pd.DataFrame(dict(above=np.arange(n_bins)/n_bins, up_to=np.arange(1, n_bins + 1)/n_bins, pictures=n.astype(int), confidence=total/np.maximum(n, 1),
-                              accuracy=k/np.maximum(n, 1), accuracy_low=low, accuracy_high=high))
+    table = pd.DataFrame(dict(above=np.arange(n_bins)/n_bins, up_to=np.arange(1, n_bins + 1)/n_bins, pictures=n.astype(int),
+                              confidence=total/np.maximum(n, 1), accuracy=k/np.maximum(n, 1),
+                              accuracy_low=low, accuracy_high=high))
     return Reliability(table[table.pictures > 0].reset_index(drop=True), f'Reliability of {len(self):,} predictions, {n_bins} bins')
 
-# %% ../nbs/05_interpretation.ipynb #539c497d
+# %% ../nbs/05_interpretation.ipynb #cf3ab5c3
 @patch
 def plot(self:Reliability,
     ax:plt.Axes=None, # Axes to draw in; None: new ones
@@ -600,7 +615,7 @@ def plot(self:Reliability,
     ax.legend(loc='upper left', fontsize=9)
     return ax
 
-# %% ../nbs/05_interpretation.ipynb #90d01904
+# %% ../nbs/05_interpretation.ipynb #5876181f
 @patch
 def scaled(self:Predictions,
     temperature:float, # Divisor of the activations, above 0
@@ -610,7 +625,7 @@ def scaled(self:Predictions,
     logs = self.probs.clamp_min(torch.finfo(self.probs.dtype).tiny).log()
     return Predictions((logs/temperature).softmax(1), self.targets, self.vocab, self.files)
 
-# %% ../nbs/05_interpretation.ipynb #ae50e21f
+# %% ../nbs/05_interpretation.ipynb #b737e8d1
 def fit_temperature(
     probs:Tensor, # Probabilities, shape (N, C)
     targets:Tensor, # Positions of the true breeds, shape (N,)
@@ -618,8 +633,10 @@ def fit_temperature(
     "Fit one temperature by the negative log-likelihood"
     logs = probs.double().clamp_min(torch.finfo(probs.dtype).tiny).log()
     own = logs.gather(1, targets[:, None]).squeeze(1)
-    if (own >= logs.max(1).values).all(): raise ValueError(f"All {len(probs)} pictures are right, so no temperature is best: fit it on more pictures")
-    if (own - logs.mean(1)).mean() <= 0: raise ValueError("The true breeds get less than the average breed, so no temperature helps: check the labels")
+    if (own >= logs.max(1).values).all():
+        raise ValueError(f"All {len(probs)} pictures are right, so no temperature is best: fit it on more pictures")
+    if (own - logs.mean(1)).mean() <= 0:
+        raise ValueError("The true breeds get less than the average breed, so no temperature helps: check the labels")
     beta = torch.ones(1, dtype=torch.double, requires_grad=True)
     optimiser = torch.optim.LBFGS([beta], max_iter=200, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn='strong_wolfe')
     def closure():
@@ -630,7 +647,7 @@ def fit_temperature(
     optimiser.step(closure)
     return 1/beta.item()
 
-# %% ../nbs/05_interpretation.ipynb #d1672d3e
+# %% ../nbs/05_interpretation.ipynb #d8543213
 class Temperature(TableView):
     "A fitted temperature and what it changes on pictures it was not fitted on"
     def __init__(self,
@@ -639,8 +656,9 @@ class Temperature(TableView):
         after:Predictions, # The same, scaled
     ):
         self.temperature,self.before,self.after = temperature,before,after
-        rows = {name: dict(temperature=t, error=o.error, mean_loss=target_loss(o.probs, o.targets).mean().item(), mean_confidence=o.confidence.mean().item(),
-                ece=o.reliability().ece) for name,t,o in (('as trained', 1., before), ('scaled', temperature, after))}
+        rows = {name: dict(temperature=t, error=o.error, mean_loss=target_loss(o.probs, o.targets).mean().item(),
+                           mean_confidence=o.confidence.mean().item(), ece=o.reliability().ece)
+                for name,t,o in (('as trained', 1., before), ('scaled', temperature, after))}
         super().__init__(pd.DataFrame(rows).T, f'Temperature {temperature:.2f}, measured on {len(before):,} other pictures')
 
     def plot(self)->np.ndarray: # The two axes
@@ -650,7 +668,7 @@ class Temperature(TableView):
         self.after.reliability().plot(axs[1], f'Temperature {self.temperature:.2f}')
         return axs
 
-# %% ../nbs/05_interpretation.ipynb #f2a27a86
+# %% ../nbs/05_interpretation.ipynb #2e9999e3
 @patch
 def temperature_scaling(self:Predictions,
     seed:int=42, # Seed of the split into two halves
@@ -662,7 +680,7 @@ def temperature_scaling(self:Predictions,
     t = fit_temperature(fit.probs, fit.targets)
     return Temperature(t, test, test.scaled(t))
 
-# %% ../nbs/05_interpretation.ipynb #2a4cbb93
+# %% ../nbs/05_interpretation.ipynb #0a2cc189
 def confident_suggestion(
     probs:np.ndarray, # Probabilities, shape (N, C)
     labels:np.ndarray, # Labels as given, shape (N,)
@@ -673,7 +691,7 @@ def confident_suggestion(
     reached = np.where(probs >= np.where(n > 0, sums/n.clip(1), np.inf), probs, -1)
     return np.where(reached.max(1) < 0, -1, reached.argmax(1))
 
-# %% ../nbs/05_interpretation.ipynb #8308e05b
+# %% ../nbs/05_interpretation.ipynb #565c8de0
 class LabelErrors(PictureTable):
     "Pictures whose label is probably wrong, the most suspicious first: a list to check"
     @property
@@ -681,7 +699,7 @@ class LabelErrors(PictureTable):
         "How many pictures confident learning counts under another breed than their label"
         return int(self.table.confident.sum())
 
-# %% ../nbs/05_interpretation.ipynb #2ce80851
+# %% ../nbs/05_interpretation.ipynb #94f02335
 @patch
 def label_errors(self:Predictions,
     k:int=None, # Length of the list; None: all pictures
@@ -691,14 +709,18 @@ def label_errors(self:Predictions,
     own,others = probs[rows, labels],probs.copy()
     others[rows, labels] = -1
     suggested,counted = others.argmax(1),confident_suggestion(probs, labels)
-    order = np.argsort(own - others.max(1), kind='stable')[:k]
+    tiny = np.finfo(np.float32).tiny
+    log_ratio = np.log(others.max(1).clip(tiny)) - np.log(own.clip(tiny))
+    order = np.argsort(-log_ratio, kind='stable')[:k]
     names,files = np.array(self.vocab),[self.files[i] for i in order]
-    table = pd.DataFrame(dict(file=_names_of(files), label=names[labels[order]], suggested=names[suggested[order]], p_label=own[order],
-        p_suggested=others.max(1)[order], confident=((counted >= 0) & (counted != labels))[order]), index=pd.Index(order, name='position'))
-    captions = [f"label {short_name(o.label)} {o.p_label:.0%}\nor {short_name(o.suggested)} {o.p_suggested:.0%}?" for o in table.head(100).itertuples()]
+    columns = dict(file=_names_of(files), label=names[labels[order]], suggested=names[suggested[order]], p_label=own[order],
+                   p_suggested=others.max(1)[order], log_ratio=log_ratio[order], confident=((counted >= 0) & (counted != labels))[order])
+    table = pd.DataFrame(columns, index=pd.Index(order, name='position'))
+    say = lambda o: f"label {short_name(o.label)} {o.p_label:.0%}\nor {short_name(o.suggested)} {o.p_suggested:.0%}?"
+    captions = [say(o) for o in table.head(100).itertuples()]
     return LabelErrors(table, f'{len(order):,} of {len(self):,} pictures, most suspicious label first', files, captions)
 
-# %% ../nbs/05_interpretation.ipynb #467bac0a
+# %% ../nbs/05_interpretation.ipynb #45aaac64
 def plant_wrong_labels(
     targets:Tensor, # Positions of the breeds, shape (N,)
     n_breeds:int, # Number of breeds
@@ -712,7 +734,7 @@ def plant_wrong_labels(
     shift = torch.randint(1, n_breeds, (len(targets),), generator=gen)
     return torch.where(planted, (targets + shift) % n_breeds, targets),planted
 
-# %% ../nbs/05_interpretation.ipynb #4ca886b8
+# %% ../nbs/05_interpretation.ipynb #53007137
 class CatchOutput:
     "Catches a layer's output as the leaf of a new graph, while its `with` block lasts"
     def __init__(self,
@@ -721,13 +743,14 @@ class CatchOutput:
     def __call__(self, layer, inputs, output):
         if not isinstance(output, Tensor) or output.ndim != 4:
             what = f'shape {tuple(output.shape)}' if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"Grad-CAM needs maps of shape (N, K, h, w), and the layer {type(layer).__name__} gives {what}; choose a convolutional layer")
+            raise ValueError(f"Grad-CAM needs maps of shape (N, K, h, w), and the layer {type(layer).__name__} gives {what}; "
+                             "choose a convolutional layer")
         self.output = output.detach().as_subclass(Tensor).requires_grad_()
         return self.output.clone()
     def __enter__(self): self.hook = self.layer.register_forward_hook(self); return self
     def __exit__(self, *args): self.hook.remove()
 
-# %% ../nbs/05_interpretation.ipynb #e1118dff
+# %% ../nbs/05_interpretation.ipynb #c7440adc
 def find_layer(
     model:nn.Module, # The model
     layer=None, # A module of it, its name as in `named_modules`, or None: the body, `model[0]`
@@ -736,12 +759,13 @@ def find_layer(
     if isinstance(layer, nn.Module): return layer
     if isinstance(layer, str):
         named = dict(model.named_modules())
-        if layer not in named: raise ValueError(f"The model has no layer {layer!r}; did you mean {', '.join(difflib.get_close_matches(layer, named, 5, 0))}?")
+        near = difflib.get_close_matches(layer, named, 5, 0)
+        if layer not in named: raise ValueError(f"The model has no layer {layer!r}; did you mean {', '.join(near)}?")
         return named[layer]
     if isinstance(model, nn.Sequential): return model[0]
     raise ValueError(f"{type(model).__name__} has no body model[0]; say which layer, by its module or its name, such as 'layer4'")
 
-# %% ../nbs/05_interpretation.ipynb #0873e8dc
+# %% ../nbs/05_interpretation.ipynb #0ed92ce1
 def grad_cam_maps(
     model:nn.Module, # A classifier: (N, 3, H, W) to (N, C)
     x:Tensor, # Pictures as the model wants them (normalised), shape (N, 3, H, W)
@@ -761,7 +785,7 @@ def grad_cam_maps(
     maps = (gradient.mean((2, 3), keepdim=True)*caught.output.detach()).sum(1).relu()
     return maps,activations.detach(),targets
 
-# %% ../nbs/05_interpretation.ipynb #878cee70
+# %% ../nbs/05_interpretation.ipynb #956bbb1a
 class GradCAM(TableView):
     "Heat maps of what spoke for a breed, over the pictures"
     def __init__(self,
@@ -784,26 +808,27 @@ class GradCAM(TableView):
         for ax,im,h,row in zip(axs, self.pictures, heat, self.table.itertuples()):
             ax.imshow(im.permute(1, 2, 0))
             ax.imshow(h, cmap='inferno', alpha=h.numpy()*alpha, vmin=0, vmax=1)
-            ax.set_title(f'{short_name(row.explained)}\n{row.probability:.0%}', fontsize=7.5, loc='center', weight='normal')
+            ax.set_title(picture_title(f'{short_name(row.explained)} {row.probability:.0%}'), fontsize=7.5, loc='center', weight='normal')
         return axs[:len(self)]
 
-# %% ../nbs/05_interpretation.ipynb #172ffbae
+# %% ../nbs/05_interpretation.ipynb #be5a467f
 def _cam_inputs(learn, pictures):
     dl = learn.dls.test_dl([Path(o) if isinstance(o, (str, Path)) else np.asarray(o) for o in pictures], bs=len(pictures), num_workers=0)
     x = dl.one_batch()[0]
     shown = dl.after_batch.decode((x,))[0].as_subclass(Tensor).detach().float().cpu()
     return x.as_subclass(Tensor),(shown/255 if shown.max() > 2 else shown).clamp(0, 1)
 
-# %% ../nbs/05_interpretation.ipynb #8653eb19
+# %% ../nbs/05_interpretation.ipynb #8839b01e
 def _cam_tensors(pictures):
     x = pictures if isinstance(pictures, Tensor) else torch.stack(list(pictures))
     x = x[None] if x.ndim == 3 else x
     if x.ndim != 4 or not x.is_floating_point():
-        raise ValueError(f"pictures are {x.dtype} of shape {tuple(x.shape)}; expected float of shape (N, 3, H, W), normalised as the model wants them")
+        raise ValueError(f"pictures are {x.dtype} of shape {tuple(x.shape)}; "
+                         "expected float of shape (N, 3, H, W), normalised as the model wants them")
     low,high = x.amin((1, 2, 3), keepdim=True),x.amax((1, 2, 3), keepdim=True)
     return x,((x - low)/(high - low).clamp_min(1e-8)).detach().float().cpu()
 
-# %% ../nbs/05_interpretation.ipynb #e722e2cc
+# %% ../nbs/05_interpretation.ipynb #f4e2db0f
 def grad_cam(
     model, # A `Learner`, or a model
     pictures, # For a `Learner` one or several files or PIL images; for a model a tensor, shape (N, 3, H, W) or (3, H, W)
@@ -823,23 +848,24 @@ def grad_cam(
     maps = (maps/maps.amax((1, 2), keepdim=True).clamp_min(1e-12)).float().cpu()
     probs,said = activations.float().softmax(1).cpu(),activations.argmax(1).cpu()
     name,targets = (lambda i: names[i] if names else str(int(i))),targets.cpu()
-    table = pd.DataFrame(dict(file=[Path(o).name if isinstance(o, (str, Path)) else None for o in pictures], explained=[name(i) for i in targets],
-        probability=probs.gather(1, targets[:, None])[:, 0].numpy(), predicted=[name(i) for i in said], hottest=maps.amax((1, 2)).numpy()))
+    named = [Path(o).name if isinstance(o, (str, Path)) else None for o in pictures]
+    table = pd.DataFrame(dict(file=named, explained=[name(i) for i in targets], probability=probs.gather(1, targets[:, None])[:, 0].numpy(),
+                              predicted=[name(i) for i in said]))
     return GradCAM(table, maps, shown)
 
-# %% ../nbs/05_interpretation.ipynb #1be040f8
+# %% ../nbs/05_interpretation.ipynb #7d7943ef
 def center_square(
     file, # Picture file
     size:int, # Side, pixels
 )->Tensor: # Shape (3, size, size), between 0 and 1
     "The largest square in the middle of a picture, at a given size"
-    with Image.open(file) as im: im = im.convert('RGB')
+    im = open_picture(file)
     side = min(im.size)
     left,top = (im.width - side)//2,(im.height - side)//2
     im = im.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
     return torch.from_numpy(np.array(im)).permute(2, 0, 1)/255
 
-# %% ../nbs/05_interpretation.ipynb #8e3f0259
+# %% ../nbs/05_interpretation.ipynb #8a9de71b
 @torch.no_grad()
 def body_features(
     body:nn.Module, # Pictures (N, 3, H, W) to maps (N, K, h, w) or rows (N, K)
@@ -858,7 +884,7 @@ def body_features(
         rows.append(out.mean((2, 3)) if out.ndim == 4 else out)
     return torch.cat(rows)
 
-# %% ../nbs/05_interpretation.ipynb #e55632f7
+# %% ../nbs/05_interpretation.ipynb #f84dcb82
 def stratified_folds(
     targets:Tensor, # Positions of the breeds, shape (N,)
     n_folds:int=5, # Number of folds
@@ -872,7 +898,7 @@ def stratified_folds(
     folds[by_breed] = torch.arange(len(targets)) % n_folds
     return folds
 
-# %% ../nbs/05_interpretation.ipynb #92aca982
+# %% ../nbs/05_interpretation.ipynb #e3cade87
 def fit_linear_head(
     x:Tensor, # Features, shape (N, K)
     y:Tensor, # Positions of the breeds, shape (N,)
@@ -895,7 +921,7 @@ def fit_linear_head(
     head.load_state_dict(dict(weight=scaled.T, bias=w.detach()[-1] - mean @ scaled))
     return head.requires_grad_(False)
 
-# %% ../nbs/05_interpretation.ipynb #93668e9e
+# %% ../nbs/05_interpretation.ipynb #503b6259
 def out_of_fold(
     x:Tensor, # Features, shape (N, K), as from `body_features`
     targets:Tensor, # Positions of the breeds, shape (N,)
@@ -913,7 +939,7 @@ def out_of_fold(
         probs[folds == i] = head(x[folds == i]).float().softmax(1)
     return Predictions(probs, targets, vocab, files)
 
-# %% ../nbs/05_interpretation.ipynb #36cc584a
+# %% ../nbs/05_interpretation.ipynb #41267fc4
 def folder_out_of_fold(
     body:nn.Module, # A frozen body, see `body_features`
     files, # Picture files named by breed
@@ -929,7 +955,7 @@ def folder_out_of_fold(
     x = body_features(body, files, size)
     return [out_of_fold(x, targets, vocab, files, n_folds, seed) for seed in seeds]
 
-# %% ../nbs/05_interpretation.ipynb #e4a2f1e2
+# %% ../nbs/05_interpretation.ipynb #873fd076
 def pair_counts(
     runs, # `Predictions` of the same pictures, one for each seed
 )->pd.DataFrame: # A row for each pair of breeds, most confused first; counts are means over the runs

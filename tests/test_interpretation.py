@@ -320,6 +320,13 @@ def test_pair(learn):
     with pytest.raises(ValueError, match='did you mean dog_blue'): p.pair('dog_bleu', 'Cat_red')
 
 
+def test_label_errors_tell_small_probabilities_apart():
+    "A label at 0.005 % is more suspicious than one at 5 %, and a rounded zero is no infinity"
+    p = Predictions([[.05, .95, 0.], [.00005, .6, .39995], [.4, .6, 0.], [1., 0., 0.], [0., .5, .5]], [0, 0, 0, 0, 0], ['a', 'b', 'c'])
+    assert p.label_errors().table.index.tolist() == [4, 1, 0, 2, 3]
+    assert np.isfinite(p.label_errors().table.log_ratio).all() and p.label_errors(2).table.index.tolist() == [4, 1]
+
+
 def test_missing_pictures_are_named(tmp_path):
     p = Predictions(*some(), vocab4, [tmp_path/f'{i}.jpg' for i in range(30)])
     with pytest.raises(FileNotFoundError, match='4 of 4 pictures cannot be shown'): p.top_losses(4).plot()
@@ -381,6 +388,7 @@ def test_planted_label_errors_are_found(seed):
     errors = Predictions(p.probs, labels, breeds).label_errors()
     first = errors.table.index[:round(.05*3700)]
     assert planted[first].sum() >= .8*111
+    assert (errors.table.log_ratio.diff().dropna() <= 0).all()
     marked = errors.table.index[errors.table.confident]
     assert planted[marked].sum() >= .8*111 and errors.n_confident == len(marked)
 
