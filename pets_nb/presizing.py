@@ -10,7 +10,7 @@ __all__ = ['map_points', 'flip_matrix', 'rotate_matrix', 'zoom_matrix', 'crop_ma
            'create_picture', 'random_split', 'FixedSplitter', 'default_workers', 'pets_block', 'default_item_size',
            'pets_dls']
 
-# %% ../nbs/02_presizing.ipynb #73c3d5ec
+# %% ../nbs/02_presizing.ipynb #15d57dd7
 from .data import official_split, open_picture, usable_pictures
 from .labels import BreedLabeller
 import multiprocessing, os, warnings
@@ -24,7 +24,7 @@ from fastai.torch_core import default_device
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.core import PILImage
 
-# %% ../nbs/02_presizing.ipynb #3bb5fbbd
+# %% ../nbs/02_presizing.ipynb #a6a542d9
 def map_points(
     matrix:Tensor, # Matrices, shape (N, 3, 3)
     points:Tensor, # Places in the output, normalised x and y, shape (..., 2); the same for all N
@@ -35,14 +35,14 @@ def map_points(
 
 def _matrices(*entries): return torch.stack(torch.broadcast_tensors(*map(torch.as_tensor, entries)), -1).float().reshape(-1, 3, 3)
 
-# %% ../nbs/02_presizing.ipynb #47bdd93a
+# %% ../nbs/02_presizing.ipynb #8ce8dcfe
 def flip_matrix(
     flip:Tensor, # 1 or True to flip, shape (N,)
 )->Tensor: # Matrices, shape (N, 3, 3)
     "Left and right exchanged, where `flip` says so"
     return _matrices(1 - 2*torch.as_tensor(flip).float(), 0, 0, 0, 1, 0, 0, 0, 1)
 
-# %% ../nbs/02_presizing.ipynb #0c5144d6
+# %% ../nbs/02_presizing.ipynb #706b5b8e
 def rotate_matrix(
     degrees:Tensor, # Angle, positive turns the picture clockwise, shape (N,)
 )->Tensor: # Matrices, shape (N, 3, 3)
@@ -51,7 +51,7 @@ def rotate_matrix(
     cos,sin = angle.cos(),angle.sin()
     return _matrices(cos, sin, 0, -sin, cos, 0, 0, 0, 1)
 
-# %% ../nbs/02_presizing.ipynb #e2bcead4
+# %% ../nbs/02_presizing.ipynb #04fde3a9
 def zoom_matrix(
     zoom:Tensor, # Enlargement, 1 changes nothing, shape (N,)
     x:Tensor=0.5, # Where the window lies, 0 is left and 1 is right, shape (N,)
@@ -61,7 +61,7 @@ def zoom_matrix(
     side = 1/torch.as_tensor(zoom).float()
     return _matrices(side, 0, (1 - side)*(2*torch.as_tensor(x) - 1), 0, side, (1 - side)*(2*torch.as_tensor(y) - 1), 0, 0, 1)
 
-# %% ../nbs/02_presizing.ipynb #48efec48
+# %% ../nbs/02_presizing.ipynb #ff03edba
 def crop_matrix(
     left:Tensor, # Left edge of the window as a share of the source's width, shape (N,)
     top:Tensor, # Top edge as a share of the source's height, shape (N,)
@@ -73,7 +73,7 @@ def crop_matrix(
     height = width if height is None else torch.as_tensor(height)
     return _matrices(width, 0, 2*left + width - 1, 0, height, 2*top + height - 1, 0, 0, 1)
 
-# %% ../nbs/02_presizing.ipynb #5fef74aa
+# %% ../nbs/02_presizing.ipynb #c6342dcb
 def homography(
     points:Tensor, # Four points, no three of them on a line, shape (N, 4, 2)
     to:Tensor, # Where they go, shape (N, 4, 2)
@@ -85,7 +85,7 @@ def homography(
     found = torch.linalg.solve(rows, torch.cat([u, v], 1)[..., None])[..., 0]
     return F.pad(found, (0, 1), value=1.).view(-1, 3, 3)
 
-# %% ../nbs/02_presizing.ipynb #bf619af1
+# %% ../nbs/02_presizing.ipynb #f5eb0999
 def warp_matrix(
     x:Tensor, # Tilt about the vertical middle line: by how much one side grows and the other shrinks, shape (N,)
     y:Tensor, # Tilt about the horizontal middle line, shape (N,)
@@ -95,7 +95,7 @@ def warp_matrix(
     shown = torch.stack([-1-y, -1-x, -1+y, 1+x, 1+y, -1+x, 1-y, 1-x], -1).view(-1, 4, 2)
     return homography(shown, torch.tensor([[-1., -1], [-1, 1], [1, -1], [1, 1]], device=x.device).expand_as(shown))
 
-# %% ../nbs/02_presizing.ipynb #064b4ed1
+# %% ../nbs/02_presizing.ipynb #b8051403
 def sampling_grid(
     matrix:Tensor, # Matrices, shape (N, 3, 3)
     height:int, # Height of the output, pixels
@@ -107,7 +107,7 @@ def sampling_grid(
     xy = torch.meshgrid(middles(width or height), middles(height), indexing='xy')
     return map_points(matrix, torch.stack(xy, -1).to(matrix))
 
-# %% ../nbs/02_presizing.ipynb #4862af26
+# %% ../nbs/02_presizing.ipynb #d9b1e186
 def draw_augmentations(
     n:int, # Number of pictures
     generator:torch.Generator=None, # Source of random numbers; None is torch's global one
@@ -127,7 +127,7 @@ def draw_augmentations(
     side = uniform(min_scale, 1).sqrt() if min_scale < 1 else torch.ones(n)
     return draws | dict(crop_left=(1 - side)*uniform(0, 1), crop_top=(1 - side)*uniform(0, 1), crop_side=side)
 
-# %% ../nbs/02_presizing.ipynb #ace77652
+# %% ../nbs/02_presizing.ipynb #edbcc2f2
 def augmentation_matrix(
     draws:dict, # Parameters as from `draw_augmentations`
 )->Tensor: # Matrices from output to source, shape (N, 3, 3)
@@ -136,7 +136,7 @@ def augmentation_matrix(
     return (warp_matrix(d['warp_x'], d['warp_y']) @ flip_matrix(d['flip']) @ rotate_matrix(d['degrees'])
             @ zoom_matrix(d['zoom'], d['zoom_x'], d['zoom_y']) @ crop_matrix(d['crop_left'], d['crop_top'], d['crop_side']))
 
-# %% ../nbs/02_presizing.ipynb #e78e166f
+# %% ../nbs/02_presizing.ipynb #cf894117
 def resample(
     x:Tensor, # Pictures, shape (N, C, H, W), float, or uint8 which is rounded back; N may be 1 for many matrices
     matrix:Tensor, # Maps from output to source, shape (N, 3, 3)
@@ -152,7 +152,7 @@ def resample(
     if samples > 1: out = F.avg_pool2d(out, samples)
     return out if x.is_floating_point() else out.round().clamp(0, 255).to(x.dtype)
 
-# %% ../nbs/02_presizing.ipynb #b3a2d0b5
+# %% ../nbs/02_presizing.ipynb #f80d51e8
 def psnr(
     x:Tensor, # Pictures, shape (N, C, H, W), values from 0 to 1
     ideal:Tensor, # What they should be, same shape
@@ -166,14 +166,14 @@ def gradient_energy(
     "How sharp each picture is: the mean squared difference between neighbouring pixels, both directions added"
     return x.diff(dim=-1).pow(2).mean((1, 2, 3)) + x.diff(dim=-2).pow(2).mean((1, 2, 3))
 
-# %% ../nbs/02_presizing.ipynb #8d0011ca
+# %% ../nbs/02_presizing.ipynb #9fd26e3a
 def create_picture(
     source:Path|str|bytes|np.ndarray|Tensor|Image.Image, # A file, or anything else that fastai's `PILImage.create` takes
 )->PILImage: # RGB, upright
     "Open a picture whatever its file really holds, as fastai's `PILImage`"
     return PILImage(open_picture(source)) if isinstance(source, (str, Path)) else PILImage.create(source)
 
-# %% ../nbs/02_presizing.ipynb #4256189b
+# %% ../nbs/02_presizing.ipynb #b978215b
 def random_split(
     n:int, # Number of pictures
     valid_pct:float=0.2, # Share of the pictures in the validation set
@@ -184,7 +184,7 @@ def random_split(
     cut = int(valid_pct*n)
     return idxs[cut:], idxs[:cut]
 
-# %% ../nbs/02_presizing.ipynb #e0083489
+# %% ../nbs/02_presizing.ipynb #9d44cc46
 class FixedSplitter:
     "A splitter for `DataBlock` that returns indices chosen before"
     def __init__(self,
@@ -201,7 +201,7 @@ def _split_files(files, split, valid_pct, seed):
     raise ValueError(f"{len(files)} pictures split into {len(train)} for training and {len(valid)} for validation; both need at least one: "
                      f"add pictures or change valid_pct ({valid_pct})")
 
-# %% ../nbs/02_presizing.ipynb #7d65d82d
+# %% ../nbs/02_presizing.ipynb #b680f26c
 def _check_breeds(labels, splitter):
     breeds = sorted(set(labels))
     if len(breeds) < 2: raise ValueError(f"All {len(labels)} pictures are of one breed, {breeds[0]}; a classifier needs at least 2 breeds")
@@ -210,7 +210,7 @@ def _check_breeds(labels, splitter):
                            f"{', ...' if len(lost) > 10 else ''}. Add pictures of them, or choose another seed or split", stacklevel=3)
     return breeds
 
-# %% ../nbs/02_presizing.ipynb #1c582cf8
+# %% ../nbs/02_presizing.ipynb #52f2b740
 def default_workers(
     most:int=8, # No more workers than this
 )->int: # Number of worker processes; 0 where none can be started
@@ -219,7 +219,7 @@ def default_workers(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return min(cores, most)
 
-# %% ../nbs/02_presizing.ipynb #67654674
+# %% ../nbs/02_presizing.ipynb #47947239
 def pets_block(
     breeds:list, # Names of the categories
     splitter, # Function from the list of files to training and validation indices
@@ -240,14 +240,14 @@ def default_item_size(
     "The chapter's proportion: 460 px for 224"
     return round(size*460/224)
 
-# %% ../nbs/02_presizing.ipynb #b796740b
+# %% ../nbs/02_presizing.ipynb #9d823afd
 def _describe(files, labels, splitter, split, seed, sizes, bs, workers, device):
     tested = len({labels[i] for i in splitter.valid})
     print(f"{len(files):,} pictures of {len(set(labels))} breeds; {split} split{f' (seed {seed})' if split == 'random' else ''}: "
           f"{len(splitter.train):,} train, {len(splitter.valid):,} validation{f' ({tested} breeds)' if tested < len(set(labels)) else ''}; "
           f"presized to {sizes[0]} px, batches of {bs} at {sizes[1]} px; {workers} workers; device {device}")
 
-# %% ../nbs/02_presizing.ipynb #d88903e6
+# %% ../nbs/02_presizing.ipynb #a0a40ec5
 def pets_dls(
     path=None, # Folder of pictures named <breed>_<number>.<ending>, as from `get_pets`; not needed with `files`
     size:int=224, # Side of the square pictures in a batch, pixels
