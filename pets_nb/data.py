@@ -155,8 +155,9 @@ def _fetch(session, url, part, size, timeout, bar):
         total = _announced(r, have)
         if None not in (size,total) and size != total: raise ValueError(f"{url} offers {total:,} bytes instead of {size:,}. "
             "Another file, or a login page of the network? Nothing was changed.")
-        if r.status_code == 416 and have != total: raise ValueError(f"{part.name} holds {have:,} bytes, but the file at {url} has {total:,}: "
-            "the part belongs to another file. Delete it, or fetch to another place.")
+        if r.status_code == 416 and have != total:
+            raise ValueError(f"{part.name} holds {have:,} bytes, but the file at {url} has {total:,}: "
+                "the part belongs to another file. Delete it, or fetch to another place.")
         size = ifnone(size, total)
         if r.status_code != 416:
             try: _append(r, part, have, bar)
@@ -226,8 +227,8 @@ def _fetch_all(url, part, size, retries, timeout, backoff, bar):
                 if before == first: tries = retries
             if not problem: return
             tries = 1 if here() > before else tries+1
-            if tries > retries: raise ConnectionError(f"The download of {url} stopped: {problem}. {here():,} bytes are kept in {part.name}; "
-                "the next call goes on from there. Drawn pets (source 'drawn') need no network.")
+            if tries > retries: raise ConnectionError(f"The download of {url} stopped: {problem}. {here():,} bytes are kept in "
+                f"{part.name}; the next call goes on from there. Drawn pets (source 'drawn') need no network.")
             time.sleep(backoff * 2**(tries-1))
 
 # %% ../nbs/00_data.ipynb #9f667087
@@ -475,7 +476,8 @@ def jpeg_end(
     return -1
 
 # %% ../nbs/00_data.ipynb #34060b4c
-_mode_problems = {'RGB':None, 'L':'grey', '1':'grey', 'P':'palette', 'CMYK':'CMYK', 'LA':'transparency', 'RGBA':'transparency', 'PA':'transparency'}
+_mode_problems = {'RGB':None, 'L':'grey', '1':'grey', 'P':'palette', 'CMYK':'CMYK', 'LA':'transparency',
+    'RGBA':'transparency', 'PA':'transparency'}
 _format_extensions = {'JPEG':('.jpg','.jpeg'), 'MPO':('.jpg','.jpeg'), 'PNG':('.png',), 'GIF':('.gif',), 'WEBP':('.webp',), 'BMP':('.bmp',)}
 _label = re.compile(r'^(.+)_\d+\.[^.]+$')
 
@@ -502,7 +504,8 @@ def _pixel_checksum(im):
 
 # %% ../nbs/00_data.ipynb #b9d3b311
 def _orientation(im):
-    "The turn that EXIF notes, 1 when there is none or it cannot be read; asked after decoding, because asking a PNG decodes it and hides faults"
+    "The turn that EXIF notes, 1 when there is none or it cannot be read"
+    # To be asked after decoding: asking a PNG decodes it and would hide its faults
     try: return im.getexif().get(0x0112, 1)
     except Exception: return 1
 
@@ -606,7 +609,8 @@ def audit(
     if not paths: raise ValueError('The list of files is empty: name a folder of pictures, or a list of picture files.')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        rows = parallel(_look, paths, max_pixels=max_pixels, min_side=min_side, threadpool=True, n_workers=ifnone(n_workers, os.cpu_count()))
+        rows = parallel(_look, paths, max_pixels=max_pixels, min_side=min_side, threadpool=True,
+            n_workers=ifnone(n_workers, os.cpu_count()))
     table = pd.DataFrame(list(rows))
     table.insert(0, 'file', [o.name for o in paths])
     table['breed'] = [m[1] if (m := _label.match(o)) and is_picture_name(o) else '' for o in table.file]
@@ -696,10 +700,12 @@ def official_split(
     if not files: raise ValueError('There are no files to split: look for pictures with get_pictures first.')
     folder = Path(annotations) if annotations else files[0].parent.parent/'annotations'
     missing = [o for o in ('trainval.txt','test.txt') if not (folder/o).is_file()]
-    if missing: raise FileNotFoundError(f"The official split needs {' and '.join(missing)} in {folder}. Without these lists, use a random split.")
+    if missing: raise FileNotFoundError(f"The official split needs {' and '.join(missing)} in {folder}. "
+        "Without these lists, use a random split.")
     lists = [read_list(folder/o) for o in ('trainval.txt','test.txt')]
     both = sorted(set(lists[0]) & set(lists[1]))
-    if both: raise ValueError(f'Pictures in both lists would be trained on and tested with ({_first_names(both)}). Are these the right lists?')
+    if both: raise ValueError(f'Pictures in both lists would be trained on and tested with ({_first_names(both)}). '
+        'Are these the right lists?')
     stems = [o.stem for o in files]
     res = tuple(L(i for i,o in enumerate(stems) if o in names) for names in map(set, lists))
     _report_split(stems, lists, res)
