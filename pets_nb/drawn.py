@@ -9,7 +9,7 @@ __all__ = ['breed_traits', 'ContactSheet', 'mood_x', 'draw_pet', 'trait_distance
            'draw_pets']
 
 # %% ../nbs/00a_drawn.ipynb #c003
-import colorsys,functools,io,json,os,shutil,tempfile,time,zlib
+import colorsys,functools,io,json,os,shutil,tempfile,time,warnings,zlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -945,7 +945,8 @@ def _run_jobs(jobs, n_workers, progress): # In this process, or in several
         return
     worker = _draw_one
     if worker.__module__ == '__main__': from pets_nb.drawn import _draw_one as worker # Another process can import a module, not a notebook
-    with ProcessPoolExecutor(n_workers) as pool:
+    with warnings.catch_warnings(), ProcessPoolExecutor(n_workers) as pool:
+        warnings.filterwarnings('ignore', message='.*multi-threaded.*fork') # The workers use none of those threads
         for _ in bar(pool.map(worker, jobs, chunksize=8)): pass
 
 def _sweep(dest, hours=2): # Remove what drawings that were killed have left, once nobody writes there any more
