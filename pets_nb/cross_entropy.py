@@ -8,7 +8,7 @@ Docs: https://pets-nb.github.io/pets_nb/cross_entropy.html.md"""
 __all__ = ['sigmoid', 'softmax', 'logsumexp', 'log_softmax', 'nll_loss', 'cross_entropy', 'binary_cross_entropy_with_logits',
            'CrossEntropyLoss']
 
-# %% ../nbs/04_cross_entropy.ipynb #a3b5c32a
+# %% ../nbs/04_cross_entropy.ipynb #ac01f200
 import math, warnings
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-# %% ../nbs/04_cross_entropy.ipynb #36e1feaf
+# %% ../nbs/04_cross_entropy.ipynb #16516653
 def _upcast(x):
     "Half-precision tensors as fp32, everything else (also None) as it is."
     return x.float() if x is not None and x.dtype in (torch.float16, torch.bfloat16) else x
@@ -25,7 +25,7 @@ def _as_real(x):
     "Integers and booleans as floating point numbers."
     return x if x.is_floating_point() or x.is_complex() else x.to(torch.get_default_dtype())
 
-# %% ../nbs/04_cross_entropy.ipynb #ee47d349
+# %% ../nbs/04_cross_entropy.ipynb #13b0ea66
 def sigmoid(
     input:Tensor, # Activations of any shape; integers are taken as floating point numbers
 )->Tensor: # Numbers between 0 and 1, same shape and floating point dtype
@@ -36,7 +36,7 @@ def sigmoid(
     e = torch.where(x<0, x, -x).exp()
     return (torch.where(x<0, e, 1)/(1+e)).to(input.dtype)
 
-# %% ../nbs/04_cross_entropy.ipynb #e9dc786e
+# %% ../nbs/04_cross_entropy.ipynb #3139b016
 def _autocast_fp32(*tensors):
     "`tensors` in fp32 if autocast is on, as autocast's list of fp32 functions asks; fp64 and integers stay."
     if not torch.is_autocast_enabled(tensors[0].device.type): return tensors
@@ -57,7 +57,7 @@ def _shifted(x, dim):
     "`x` minus its largest value along `dim`, so that the largest exponential is 1."
     return x - x.detach().amax(dim, keepdim=True) if x.numel() else x - x.sum(dim, keepdim=True)
 
-# %% ../nbs/04_cross_entropy.ipynb #acd411e9
+# %% ../nbs/04_cross_entropy.ipynb #708e8cc9
 def softmax(
     input:Tensor, # Activations of any shape, floating point
     dim:int=None, # Dimension that holds the classes; None guesses as PyTorch does, with a warning
@@ -68,7 +68,7 @@ def softmax(
     e = _shifted(_upcast(input), dim).exp()
     return (e/e.sum(dim, keepdim=True)).to(input.dtype)
 
-# %% ../nbs/04_cross_entropy.ipynb #bad97237
+# %% ../nbs/04_cross_entropy.ipynb #48143766
 def logsumexp(
     input:Tensor, # Numbers of any shape; integers are taken as floating point numbers
     dim:int|tuple, # Dimension or dimensions to sum over
@@ -84,7 +84,7 @@ def logsumexp(
     res = (x-m).exp().sum(dim, keepdim=True).log() + m
     return (res if keepdim else res.squeeze(dim)).to(input.dtype)
 
-# %% ../nbs/04_cross_entropy.ipynb #42cc4d3e
+# %% ../nbs/04_cross_entropy.ipynb #10322230
 def log_softmax(
     input:Tensor, # Activations of any shape, floating point
     dim:int=None, # Dimension that holds the classes; None guesses as PyTorch does, with a warning
@@ -95,7 +95,7 @@ def log_softmax(
     d = _shifted(_upcast(input), dim)
     return (d - d.exp().sum(dim, keepdim=True).log()).to(input.dtype)
 
-# %% ../nbs/04_cross_entropy.ipynb #6b2e2a2b
+# %% ../nbs/04_cross_entropy.ipynb #0ec9c497
 def _offenders(values, bad, n_max=10):
     "The first `n_max` of `values` where `bad`, each with its position, and how many more there are."
     found = bad.nonzero().tolist()
@@ -119,7 +119,7 @@ def _dtype_name(dtype):
     names = {torch.float32:'Float', torch.float64:'Double', torch.float16:'Half', torch.bfloat16:'BFloat16', torch.int64:'Long', torch.int32:'Int'}
     return names.get(dtype, str(dtype).replace('torch.', ''))
 
-# %% ../nbs/04_cross_entropy.ipynb #9252b02b
+# %% ../nbs/04_cross_entropy.ipynb #2ca4c7c5
 def _check_weight(weight, n, name):
     if weight is not None and (weight.ndim!=1 or len(weight)!=n):
         raise RuntimeError(f'{name}: weight tensor should be defined either for all {n} classes or no classes '
@@ -148,7 +148,7 @@ def _check_index_shapes(x, target):
     if x.ndim==4: raise RuntimeError(f'size mismatch (got input: {xs}, target: {ts}): {fix}')
     raise RuntimeError(f'Expected target size {expected}, got {ts}: {fix}')
 
-# %% ../nbs/04_cross_entropy.ipynb #df174bb2
+# %% ../nbs/04_cross_entropy.ipynb #8e4cefee
 def _transformed():
     "Whether `torch.func`, forward-mode differentiation or `torch.compile` looks on: then only plain differentiable operations are used."
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level>=0 or torch.compiler.is_compiling()
@@ -176,7 +176,7 @@ def _check_indices(x, target, weight, ignore_index, name):
     _check_range(t, used, n, ignore_index)
     return torch.where(used, t, 0),used
 
-# %% ../nbs/04_cross_entropy.ipynb #99ba1063
+# %% ../nbs/04_cross_entropy.ipynb #854b7b51
 def _pick(x, index):
     "The value of `x` at `index` along the class dimension."
     return x[index] if x.ndim==1 else x.gather(1, index.unsqueeze(1)).squeeze(1)
@@ -191,7 +191,7 @@ def _reduce(losses, weights, reduction):
     if reduction=='none': return losses
     return losses.sum() if reduction=='sum' else losses.sum()/weights.sum()
 
-# %% ../nbs/04_cross_entropy.ipynb #81047b79
+# %% ../nbs/04_cross_entropy.ipynb #fa8dffde
 def nll_loss(
     input:Tensor, # Log-probabilities, shape (C), (N, C) or (N, C, d1, ...)
     target:Tensor, # Class indices, int64 (or uint8), shape (), (N) or (N, d1, ...)
@@ -212,7 +212,7 @@ def nll_loss(
     losses,weights = _weigh(-_pick(_upcast(input), index), index, used, _upcast(weight))
     return _reduce(losses, weights, reduction).to(input.dtype)
 
-# %% ../nbs/04_cross_entropy.ipynb #e9e69711
+# %% ../nbs/04_cross_entropy.ipynb #406fe94b
 _block = 2**17 # Numbers worked on at a time: half a megabyte of fp32, which stays in the processor's cache
 _log2e = math.log2(math.e)
 
@@ -227,7 +227,7 @@ def _block_losses(x, t, grad, scale=None):
         grad.div_(total.div_(scale)).scatter_add_(1, t, minus)
     return losses
 
-# %% ../nbs/04_cross_entropy.ipynb #c85deec2
+# %% ../nbs/04_cross_entropy.ipynb #8f51bdd9
 def _sample_losses(x, t, grad=None, scale=None):
     "Losses of shape (N, 1, ...), made a block of samples at a time; fills `grad` if it is given."
     n,res = max(1, _block*len(x)//x.numel()),[]
@@ -241,7 +241,7 @@ def _sample_losses(x, t, grad=None, scale=None):
         if grad is not None and not direct: grad[part] = out
     return res[0] if len(res)==1 else torch.cat(res)
 
-# %% ../nbs/04_cross_entropy.ipynb #f5e614d3
+# %% ../nbs/04_cross_entropy.ipynb #2c23bff0
 class _CrossEntropy(torch.autograd.Function):
     "Cross-entropy of activations (N, C, ...) and targets (N, ...), whose forward pass leaves the gradient for the first backward pass."
     @staticmethod
@@ -266,7 +266,7 @@ class _CrossEntropy(torch.autograd.Function):
         elif not g.is_cpu or g.item()!=1: grad.mul_(g)
         return grad,None,None
 
-# %% ../nbs/04_cross_entropy.ipynb #91e8f2a4
+# %% ../nbs/04_cross_entropy.ipynb #cdf4001f
 def _half_gradient(x, target, g):
     "The gradient of half-precision activations: computed in fp32, incoming gradient and all, and rounded once."
     grad = torch.empty_like(x)
@@ -278,7 +278,7 @@ def _gradient(x, target, g):
     g,t = g.broadcast_to(target.shape).unsqueeze(1),target.unsqueeze(1)
     return (g*softmax(_upcast(x), 1)).scatter_add(1, t, -g).to(x.dtype)
 
-# %% ../nbs/04_cross_entropy.ipynb #c1e50a31
+# %% ../nbs/04_cross_entropy.ipynb #b88538d1
 def _index_losses(x, index):
     "The loss of each sample from activations `x` and class indices that are known to be in range."
     if x.ndim==1: return _index_losses(x[None], index.reshape(1)).reshape(())
@@ -290,7 +290,7 @@ def _cross_entropy_indices(x, target, weight, ignore_index, reduction):
     losses,weights = _weigh(_index_losses(x, index), index, used, _upcast(weight))
     return _reduce(losses, weights, reduction).to(x.dtype)
 
-# %% ../nbs/04_cross_entropy.ipynb #8980391e
+# %% ../nbs/04_cross_entropy.ipynb #edf6f075
 def _times_classes(x, weight):
     "`x` times the `weight` of each class."
     return x if weight is None else x*weight if x.ndim==1 else x*weight.view(-1, *[1]*(x.ndim-2))
@@ -304,7 +304,7 @@ def _cross_entropy_smoothed(x, target, weight, ignore_index, reduction, label_sm
     losses,smooth = _reduce(losses, weights, reduction),_reduce(smooth, weights, reduction)
     return (losses*(1-label_smoothing) + smooth*(label_smoothing/x.shape[dim])).to(x.dtype)
 
-# %% ../nbs/04_cross_entropy.ipynb #52efd3ad
+# %% ../nbs/04_cross_entropy.ipynb #0b78adfe
 def _check_probabilities(x, target, weight, ignore_index):
     if not target.is_floating_point():
         raise RuntimeError(f'Expected floating point type for target with class probabilities, got {_dtype_name(target.dtype)}: '
@@ -323,14 +323,14 @@ def _cross_entropy_probabilities(x, target, weight, ignore_index, reduction, lab
     dtype = torch.promote_types(x.dtype, target.dtype)
     return losses.to(dtype if weight is None else torch.promote_types(dtype, weight.dtype))
 
-# %% ../nbs/04_cross_entropy.ipynb #07957d1a
+# %% ../nbs/04_cross_entropy.ipynb #839b06a2
 def _everyday(x, target, ignore_index):
     "Whether this is a batch of fp32 or fp64 activations on the CPU with an int64 index for each, and nothing special."
     return (isinstance(x, Tensor) and isinstance(target, Tensor) and x.dtype in (torch.float32, torch.float64) and target.dtype==torch.int64
         and x.ndim==2 and target.ndim==1 and len(x)==len(target)>0 and x.shape[1]>0 and x.is_cpu and target.is_cpu
         and type(ignore_index) is int and ignore_index<0 and not _transformed())
 
-# %% ../nbs/04_cross_entropy.ipynb #da848a59
+# %% ../nbs/04_cross_entropy.ipynb #106930cd
 def cross_entropy(
     input:Tensor, # Activations, shape (C), (N, C) or (N, C, d1, ...), any float dtype
     target:Tensor, # Class indices, int64, shape (), (N) or (N, d1, ...); or class probabilities of the shape of `input`
@@ -353,7 +353,7 @@ def cross_entropy(
     _check_tensors('cross_entropy', input=input, target=target, weight=weight)
     return _cross_entropy(*_autocast_fp32(input, target, weight), ignore_index, reduction, label_smoothing)
 
-# %% ../nbs/04_cross_entropy.ipynb #ebf953ad
+# %% ../nbs/04_cross_entropy.ipynb #6a6b6492
 def _cross_entropy(x, target, weight, ignore_index, reduction, label_smoothing):
     "The general case: indices, smoothed indices or probabilities."
     if not isinstance(label_smoothing, (int,float)):
@@ -363,7 +363,7 @@ def _cross_entropy(x, target, weight, ignore_index, reduction, label_smoothing):
     if label_smoothing>0: return _cross_entropy_smoothed(x, target, weight, ignore_index, reduction, label_smoothing)
     return _cross_entropy_indices(x, target, weight, ignore_index, reduction)
 
-# %% ../nbs/04_cross_entropy.ipynb #e64eccfe
+# %% ../nbs/04_cross_entropy.ipynb #4aa78684
 def _check_binary(input, target, weight):
     "Raise what PyTorch raises for wrong shapes and dtypes."
     if target.shape!=input.shape: raise ValueError(f'Target size ({target.shape}) must be the same as input size ({input.shape})')
@@ -374,7 +374,7 @@ def _check_binary(input, target, weight):
     if weight is not None and torch.broadcast_shapes(weight.shape, input.shape)!=input.shape:
         raise RuntimeError(f"weight of shape {list(weight.shape)} can't be broadcast to the activations' shape {list(input.shape)}")
 
-# %% ../nbs/04_cross_entropy.ipynb #2026227d
+# %% ../nbs/04_cross_entropy.ipynb #803384f7
 def binary_cross_entropy_with_logits(
     input:Tensor, # Activations of any shape, floating point
     target:Tensor, # Probabilities from 0 to 1 of the same shape, floating point
@@ -400,7 +400,7 @@ def binary_cross_entropy_with_logits(
     if weight is not None: losses = losses*weight
     return (losses.mean() if reduction=='mean' else losses.sum() if reduction=='sum' else losses).to(target.dtype)
 
-# %% ../nbs/04_cross_entropy.ipynb #b340af7d
+# %% ../nbs/04_cross_entropy.ipynb #b75555c2
 class CrossEntropyLoss(nn.Module):
     "Cross-entropy as a module, and as a fastai `loss_func` that knows its activation and how to decode."
     y_int = True
@@ -422,7 +422,7 @@ class CrossEntropyLoss(nn.Module):
         default = dict(ignore_index=-100, reduction='mean', label_smoothing=0.0, axis=None)
         return ', '.join(f'{k}={getattr(self, k)!r}' for k,v in default.items() if getattr(self, k)!=v)
 
-# %% ../nbs/04_cross_entropy.ipynb #72f211c7
+# %% ../nbs/04_cross_entropy.ipynb #0a0fbb2a
 def _flatten(input, target, axis):
     "Classes last and everything else in one dimension, of activations and of targets (indices, or probabilities)."
     x = input.movedim(axis, -1)
@@ -455,7 +455,7 @@ class CrossEntropyLoss(nn.Module):
         return cross_entropy(input, target, weight=self.weight, ignore_index=self.ignore_index, reduction=self.reduction,
             label_smoothing=self.label_smoothing)
 
-# %% ../nbs/04_cross_entropy.ipynb #1ba8e6bf
+# %% ../nbs/04_cross_entropy.ipynb #c0825ace
 def _class_dim(loss, x): return min(x.ndim-1, 1) if loss.axis is None else loss.axis
 
 @patch
