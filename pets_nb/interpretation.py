@@ -10,10 +10,10 @@ __all__ = ['chapter_pairs', 'first_offenders', 'check_probabilities', 'check_tar
            'short_name', 'order_by_likeness', 'Confusion', 'ConfusedPairs', 'PairView', 'pair_examples', 'PictureTable',
            'wilson_interval', 'PerBreed', 'Reliability', 'fit_temperature', 'Temperature', 'confident_suggestion',
            'LabelErrors', 'plant_wrong_labels', 'CatchOutput', 'find_layer', 'grad_cam_maps', 'GradCAM', 'grad_cam',
-           'center_square', 'body_features', 'stratified_folds', 'fit_linear_head', 'out_of_fold', 'folder_out_of_fold',
+           'center_square', 'body_features', 'stratified_folds', 'fit_linear_head', 'out_of_fold', 'folder_features',
            'pair_counts']
 
-# %% ../nbs/05_interpretation.ipynb #a4415a1f
+# %% ../nbs/05_interpretation.ipynb #8756a07d
 import difflib, html, json, os, textwrap
 from pathlib import Path
 from statistics import NormalDist
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from .data import open_picture
 from .labels import BreedLabeller, species
 
-# %% ../nbs/05_interpretation.ipynb #8a3c9dee
+# %% ../nbs/05_interpretation.ipynb #d826792e
 def first_offenders(
     mask, # True where something is wrong, shape (N,)
 )->str: # The first ten positions and the count
@@ -44,7 +44,7 @@ def first_offenders(
     idxs = np.flatnonzero(np.asarray(mask))
     return f"rows {', '.join(map(str, idxs[:10]))}{', ...' if len(idxs) > 10 else ''} ({len(idxs)} in all)"
 
-# %% ../nbs/05_interpretation.ipynb #591dd52c
+# %% ../nbs/05_interpretation.ipynb #25a47206
 def check_probabilities(
     probs:Tensor, # Probabilities, shape (N, C)
     n_breeds:int, # Number of breeds C that is expected
@@ -63,7 +63,7 @@ def check_probabilities(
         f"{probs[bad][0].min():.4g} and {probs[bad][0].max():.4g} and sums to {probs[bad][0].sum():.4g}; expected 0 to 1 and a sum of 1. "
         "Activations need a softmax first; separate sigmoids are not one distribution")
 
-# %% ../nbs/05_interpretation.ipynb #5c51ae8c
+# %% ../nbs/05_interpretation.ipynb #5781e769
 def check_targets(
     targets:Tensor, # Indices of the true breeds, shape (N,)
     n:int, # Number of predictions N
@@ -77,7 +77,7 @@ def check_targets(
     if bad.any(): raise ValueError(f"targets out of range in {first_offenders(bad)}: {sorted(set(targets[bad].tolist()))[:10]}; "
                                    f"expected 0 to {n_breeds - 1}, the positions in vocab")
 
-# %% ../nbs/05_interpretation.ipynb #a0532a10
+# %% ../nbs/05_interpretation.ipynb #71bfdd85
 def target_loss(
     probs:Tensor, # Probabilities, shape (N, C)
     targets:Tensor, # Indices of the true breeds, shape (N,)
@@ -86,14 +86,13 @@ def target_loss(
     own = probs.gather(1, targets[:, None]).squeeze(1)
     return -own.clamp_min(torch.finfo(probs.dtype).tiny).log()
 
-# %% ../nbs/05_interpretation.ipynb #b86a10ca
+# %% ../nbs/05_interpretation.ipynb #ba30cef3
 def _as_probabilities(probs):
     probs = torch.as_tensor(probs).detach().cpu()
     if not probs.is_floating_point(): probs = probs.float()
     tolerance = {torch.float16: 1e-2, torch.bfloat16: 5e-2}.get(probs.dtype, 1e-3)
     return probs.float(), tolerance
 
-# %% ../nbs/05_interpretation.ipynb #05117e10
 class Predictions:
     "What a model said about each picture of a set, kept from one pass of inference"
     def __init__(self,
@@ -119,43 +118,39 @@ class Predictions:
 
     def __len__(self): return len(self.probs)
 
-# %% ../nbs/05_interpretation.ipynb #59f3c815
+# %% ../nbs/05_interpretation.ipynb #9022ccfa
 @patch(as_prop=True)
 def predicted(self:Predictions)->Tensor: # Positions in `vocab`, shape (N,)
     "The most probable breed of each picture"
     return self.probs.argmax(1)
 
-# %% ../nbs/05_interpretation.ipynb #95a36bad
 @patch(as_prop=True)
 def confidence(self:Predictions)->Tensor: # Shape (N,)
     "The probability of the predicted breed of each picture"
     return self.probs.max(1).values
 
-# %% ../nbs/05_interpretation.ipynb #3e72bb8f
 @patch(as_prop=True)
 def wrong(self:Predictions)->Tensor: # Boolean, shape (N,)
     "True where the predicted breed is not the true one"
     return self.predicted != self.targets
 
-# %% ../nbs/05_interpretation.ipynb #a4b0acd4
+# %% ../nbs/05_interpretation.ipynb #6e59e900
 @patch(as_prop=True)
 def error(self:Predictions)->float: # Between 0 and 1
     "Share of pictures whose predicted breed is wrong"
     return self.wrong.double().mean().item()
 
-# %% ../nbs/05_interpretation.ipynb #565433bc
 @patch(as_prop=True)
 def mean_loss(self:Predictions)->float: # Nats
     "Mean of the pictures' losses"
     return self.losses.double().mean().item()
 
-# %% ../nbs/05_interpretation.ipynb #8fe8b668
 @patch
 def __repr__(self:Predictions):
     return (f"Predictions: {len(self):,} pictures, {len(self.vocab)} breeds, {int(self.wrong.sum()):,} wrong "
             f"(error {self.error:.1%}), mean loss {self.mean_loss:.3f}")
 
-# %% ../nbs/05_interpretation.ipynb #91a3d14f
+# %% ../nbs/05_interpretation.ipynb #a6275005
 @patch
 def __getitem__(self:Predictions,
     idxs, # Positions, a slice, or a boolean mask, shape (N,)
@@ -165,11 +160,10 @@ def __getitem__(self:Predictions,
     idxs = torch.arange(len(self))[idxs]
     return Predictions(self.probs[idxs], self.targets[idxs], self.vocab, [self.files[i] for i in idxs.tolist()], self.losses[idxs])
 
-# %% ../nbs/05_interpretation.ipynb #bf4ada85
+# %% ../nbs/05_interpretation.ipynb #2419bfdb
 chapter_pairs = [('Ragdoll','Birman'), ('Egyptian_Mau','Bengal'), ('Russian_Blue','British_Shorthair'),
                  ('american_pit_bull_terrier','staffordshire_bull_terrier')]
 
-# %% ../nbs/05_interpretation.ipynb #72f2ce03
 def synthetic_predictions(
     vocab, # Names of the breeds
     n:int=3700, # Number of pictures, spread evenly over the breeds
@@ -191,7 +185,7 @@ def synthetic_predictions(
     activations = x @ means.T - means.pow(2).sum(1)/2
     return Predictions((sharpness*activations).softmax(1), targets, vocab)
 
-# %% ../nbs/05_interpretation.ipynb #fedcd99b
+# %% ../nbs/05_interpretation.ipynb #103fe603
 def _loader(learn, dl):
     if dl is None: dl = 1
     if isinstance(dl, int):
@@ -205,12 +199,11 @@ def _loader(learn, dl):
         raise ValueError("The set is empty: split the data with a validation share above 0, or give a data loader with pictures")
     return dl.new(shuffle=False, drop_last=False)
 
-# %% ../nbs/05_interpretation.ipynb #1b8e6189
 def _files_of(dl):
     items = list(getattr(dl.dataset, 'items', []))
     return [Path(o) for o in items] if items and all(isinstance(o, (str, Path)) for o in items) else None
 
-# %% ../nbs/05_interpretation.ipynb #1bc3e893
+# %% ../nbs/05_interpretation.ipynb #a44c65c3
 def get_predictions(
     learn:Learner, # A trained model with its data
     dl=None, # `DataLoader`, its number in `learn.dls`, or a list of labelled files; None: the validation set
@@ -227,7 +220,7 @@ def get_predictions(
     probs,targets,losses = out
     return Predictions(torch.as_tensor(probs), torch.as_tensor(targets).flatten(), vocab, _files_of(dl), torch.as_tensor(losses).flatten())
 
-# %% ../nbs/05_interpretation.ipynb #3a08e7c9
+# %% ../nbs/05_interpretation.ipynb #7bc464bd
 def open_thumbnail(
     file, # Picture file
     size:int=96, # Longest side, pixels
@@ -237,7 +230,7 @@ def open_thumbnail(
     im.thumbnail((size, size))
     return im
 
-# %% ../nbs/05_interpretation.ipynb #1b366c34
+# %% ../nbs/05_interpretation.ipynb #96dff5e9
 @patch
 def save(self:Predictions,
     path, # File to write; its folder must exist
@@ -253,7 +246,7 @@ def save(self:Predictions,
     finally: part.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/05_interpretation.ipynb #85444666
+# %% ../nbs/05_interpretation.ipynb #a2c8e899
 @patch(cls_method=True)
 def load(cls:Predictions,
     path, # File that `save` wrote
@@ -269,7 +262,7 @@ def load(cls:Predictions,
     files = [o if o is None or folder is None else Path(folder)/Path(o).name for o in names['files']]
     return cls(tensors['probs'], tensors['targets'], names['vocab'], files, tensors['losses'])
 
-# %% ../nbs/05_interpretation.ipynb #2b2bd358
+# %% ../nbs/05_interpretation.ipynb #05065a2e
 class TableView:
     "A table with a title, the common form of the views"
     decimals = 3
@@ -281,14 +274,14 @@ class TableView:
     def __repr__(self): return f'{self.title}\n{self.table.round(self.decimals).to_string(max_rows=14)}'
     def _repr_html_(self): return f'<p>{html.escape(self.title)}</p>{self.table.round(self.decimals).to_html(max_rows=14)}'
 
-# %% ../nbs/05_interpretation.ipynb #00b63c6f
+# %% ../nbs/05_interpretation.ipynb #294ea099
 def picture_title(
     text:str, # One or more lines
 )->str: # The same, with lines no wider than a picture of the grid
     "Break the lines of a title to the width of a small picture"
     return '\n'.join(textwrap.fill(line, 21) for line in text.splitlines())
 
-# %% ../nbs/05_interpretation.ipynb #bac0a3c1
+# %% ../nbs/05_interpretation.ipynb #4f68f025
 def plot_pictures(
     files, # Picture files
     titles, # One title for each; None leaves the place empty
@@ -308,27 +301,25 @@ def plot_pictures(
         ax.set_title(picture_title(title), fontsize=7.5, loc='center', weight='normal')
     return axs.flatten()[:len(files)]
 
-# %% ../nbs/05_interpretation.ipynb #3312e670
 def short_name(
     breed:str, # Name of a breed as in the file names
 )->str: # The same with spaces
     "A breed's name as it is printed in figures"
     return breed.replace('_', ' ')
 
-# %% ../nbs/05_interpretation.ipynb #7ce33d1b
 def _breed_index(vocab, breed):
     if breed in vocab: return vocab.index(breed)
     near = difflib.get_close_matches(str(breed), vocab, 3, 0.5)
     raise ValueError(f"No breed {breed!r} in vocab{'; did you mean ' + ', '.join(near) if near else ''}")
 
-# %% ../nbs/05_interpretation.ipynb #51f22cc7
+# %% ../nbs/05_interpretation.ipynb #49e9e340
 @patch
 def confusion_counts(self:Predictions)->np.ndarray: # Shape (C, C), row: true breed, column: predicted breed
     "Count the pictures of each breed that were predicted as each breed"
     n = len(self.vocab)
     return np.bincount((self.targets*n + self.predicted).numpy(), minlength=n*n).reshape(n, n)
 
-# %% ../nbs/05_interpretation.ipynb #58cd56f0
+# %% ../nbs/05_interpretation.ipynb #ea9d7469
 @patch
 def likeness(self:Predictions)->np.ndarray: # Shape (C, C), symmetric, zero on the diagonal
     "How much probability the pictures of two breeds give to the other breed, on average"
@@ -337,7 +328,7 @@ def likeness(self:Predictions)->np.ndarray: # Shape (C, C), symmetric, zero on t
     np.fill_diagonal(given, 0)
     return (given + given.T) / 2
 
-# %% ../nbs/05_interpretation.ipynb #35c67042
+# %% ../nbs/05_interpretation.ipynb #d526830b
 def order_by_likeness(
     alike:np.ndarray, # Symmetric likeness, shape (C, C), not negative
     groups, # A name for each of the C rows; rows of one group stay together
@@ -354,7 +345,7 @@ def order_by_likeness(
         order += idxs.tolist()
     return order
 
-# %% ../nbs/05_interpretation.ipynb #d2845a73
+# %% ../nbs/05_interpretation.ipynb #05fc6ec5
 class Confusion(TableView):
     "A confusion matrix whose rows and columns are ordered by likeness"
     def __init__(self,
@@ -369,7 +360,7 @@ class Confusion(TableView):
     @property
     def blocks(self): return [i for i in range(1, len(self.groups)) if self.groups[i] != self.groups[i-1]]
 
-# %% ../nbs/05_interpretation.ipynb #27cf75f4
+# %% ../nbs/05_interpretation.ipynb #e5e8395b
 @patch
 def confusion(self:Predictions,
     order=None, # Names of all breeds in the wanted order; None: by likeness
@@ -382,7 +373,7 @@ def confusion(self:Predictions,
         raise ValueError(f"order names {len(set(idxs))} of the {len(self.vocab)} breeds in {len(idxs)} places; expected each once")
     return Confusion(self.confusion_counts()[np.ix_(idxs, idxs)], [self.vocab[i] for i in idxs], [groups[i] for i in idxs])
 
-# %% ../nbs/05_interpretation.ipynb #27173c89
+# %% ../nbs/05_interpretation.ipynb #23f24079
 @patch
 def distance_of_errors(self:Confusion)->float: # In rows; 0 if there are no errors
     "Mean distance of the errors from the diagonal"
@@ -390,10 +381,9 @@ def distance_of_errors(self:Confusion)->float: # In rows; 0 if there are no erro
     off = self.counts * (i != j)
     return float((off*abs(i - j)).sum() / max(off.sum(), 1))
 
-# %% ../nbs/05_interpretation.ipynb #62051832
+# %% ../nbs/05_interpretation.ipynb #c83480eb
 _errors_cmap = LinearSegmentedColormap.from_list('errors', ['#fbe3d3', '#D55E00', '#5e2900'])
 
-# %% ../nbs/05_interpretation.ipynb #34c59e79
 @patch
 def plot(self:Confusion,
     figsize=None, # Inches; None: fits 37 breeds to a page
@@ -414,14 +404,14 @@ def plot(self:Confusion,
     ax.grid(False)
     return ax
 
-# %% ../nbs/05_interpretation.ipynb #f93b7cf4
+# %% ../nbs/05_interpretation.ipynb #7ef227de
 class ConfusedPairs(list):
     "A list of (true, predicted, count) that shows itself as a table"
     @property
     def table(self): return pd.DataFrame(list(self), columns=['true', 'predicted', 'pictures'])
     def _repr_html_(self): return self.table.to_html(max_rows=14)
 
-# %% ../nbs/05_interpretation.ipynb #e15571f5
+# %% ../nbs/05_interpretation.ipynb #d2534fac
 @patch
 def most_confused(self:Predictions,
     min_val:int=1, # Smallest count to list
@@ -433,7 +423,7 @@ def most_confused(self:Predictions,
     found = [(self.vocab[i], self.vocab[j], int(counts[i,j])) for i,j in zip(*np.nonzero(counts >= min_val))]
     return ConfusedPairs(sorted(found, key=lambda o: o[2], reverse=True))
 
-# %% ../nbs/05_interpretation.ipynb #0212a02c
+# %% ../nbs/05_interpretation.ipynb #a4b16af2
 class PairView(TableView):
     "Two breeds side by side: how often each was taken for the other, and pictures of both"
     def __init__(self,
@@ -450,7 +440,7 @@ class PairView(TableView):
         files,titles = zip(*[o for row in self.examples for o in row])
         return plot_pictures(files, titles, n_cols=len(self.examples[0]), size=size)
 
-# %% ../nbs/05_interpretation.ipynb #065788d7
+# %% ../nbs/05_interpretation.ipynb #58d78999
 def pair_examples(
     preds, # `Predictions`
     true:int, # Position of the true breed in the vocabulary
@@ -463,7 +453,7 @@ def pair_examples(
     say = lambda i: f"{short_name(preds.vocab[true])}\n{preds.probs[i, predicted]:.0%} {short_name(preds.vocab[predicted])}"
     return [(preds.files[i], say(i)) for i in found] + [(None, None)]*(n - len(found))
 
-# %% ../nbs/05_interpretation.ipynb #92116e96
+# %% ../nbs/05_interpretation.ipynb #2298012d
 @patch
 def pair(self:Predictions,
     first:str, # Name of a breed
@@ -481,10 +471,9 @@ def pair(self:Predictions,
     grid = [row for row in grid if any(title for _,title in row)]
     return PairView(pd.DataFrame(rows, index=pd.Index([first, second], name='true')), f'{short_name(first)} and {short_name(second)}', grid)
 
-# %% ../nbs/05_interpretation.ipynb #fe5539a0
+# %% ../nbs/05_interpretation.ipynb #0d7f2cfc
 def _names_of(files): return [None if f is None else f.name for f in files]
 
-# %% ../nbs/05_interpretation.ipynb #dba173d1
 class PictureTable(TableView):
     "A table with one row for each picture, which can be shown"
     def __init__(self,
@@ -502,7 +491,7 @@ class PictureTable(TableView):
         "Show the first `n` pictures"
         return plot_pictures(self.files[:n], self.captions[:n], n_cols, size)
 
-# %% ../nbs/05_interpretation.ipynb #1bd346fe
+# %% ../nbs/05_interpretation.ipynb #c9b4430c
 @patch
 def top_losses(self:Predictions,
     k:int=12, # Number of pictures
@@ -518,7 +507,7 @@ def top_losses(self:Predictions,
     captions = [f"is {short_name(o.true)} {o.p_true:.0%}\nsaid {short_name(o.predicted)} {o.p_predicted:.0%}" for o in table.itertuples()]
     return PictureTable(table, f"The {len(table)} {'largest' if largest else 'smallest'} losses", files, captions)
 
-# %% ../nbs/05_interpretation.ipynb #cd847d20
+# %% ../nbs/05_interpretation.ipynb #53ffdaee
 def wilson_interval(
     k, # Number of successes, a number or an array
     n, # Number of trials, of the same shape
@@ -533,12 +522,11 @@ def wilson_interval(
     low,high = (k + z2/2 - half)/(n + z2),(k + z2/2 + half)/(n + z2)
     return np.where(k == 0, 0, low.clip(0, 1)),np.where(k == n, 1, high.clip(0, 1))
 
-# %% ../nbs/05_interpretation.ipynb #21ee52d1
+# %% ../nbs/05_interpretation.ipynb #b12d3212
 def _share_columns(name, k, n, level, to=lambda x: x):
     low,high = wilson_interval(k, n, level)
     return {name: to(k/np.maximum(n, 1)), f'{name}_low': to(low), f'{name}_high': to(high)}
 
-# %% ../nbs/05_interpretation.ipynb #8ce56de9
 class PerBreed(TableView):
     "Precision, recall and F1 of each breed with intervals"
     decimals = 2
@@ -547,7 +535,7 @@ class PerBreed(TableView):
         "Unweighted means of precision, recall and F1 over the breeds that have pictures"
         return self.table.loc[self.table.support > 0, ['precision', 'recall', 'f1']].mean()
 
-# %% ../nbs/05_interpretation.ipynb #b8a94bc2
+# %% ../nbs/05_interpretation.ipynb #c058c5b6
 @patch
 def per_breed(self:Predictions,
     level:float=0.95, # Level of the intervals
@@ -560,7 +548,7 @@ def per_breed(self:Predictions,
     columns |= _share_columns('f1', tp, support + said - tp, level, lambda x: 2*x/(1 + x))
     return PerBreed(pd.DataFrame(columns, index=pd.Index(self.vocab, name='breed')), f'{len(counts)} breeds, intervals at {level:.0%}')
 
-# %% ../nbs/05_interpretation.ipynb #b4f1915d
+# %% ../nbs/05_interpretation.ipynb #f99f5814
 @patch
 def plot(self:PerBreed,
     column:str='f1', # 'f1', 'precision' or 'recall'
@@ -574,7 +562,7 @@ def plot(self:PerBreed,
     ax.set(xlabel=f'{column} (share, 0 to 1)', xlim=(0, 1.02), ylim=(-1, len(t)), title='By breed (support) with interval')
     return ax
 
-# %% ../nbs/05_interpretation.ipynb #2a06e72a
+# %% ../nbs/05_interpretation.ipynb #5605e611
 class Reliability(TableView):
     "Confidence held against accuracy, bin by bin"
     @property
@@ -582,7 +570,7 @@ class Reliability(TableView):
         "Expected calibration error: the mean gap, weighted by the pictures"
         return float(((self.table.accuracy - self.table.confidence).abs()*self.table.pictures).sum()/self.table.pictures.sum())
 
-# %% ../nbs/05_interpretation.ipynb #3787e749
+# %% ../nbs/05_interpretation.ipynb #ddcf0266
 @patch
 def reliability(self:Predictions,
     n_bins:int=15, # Bins of equal width between 0 and 1
@@ -599,7 +587,7 @@ def reliability(self:Predictions,
                               accuracy_low=low, accuracy_high=high))
     return Reliability(table[table.pictures > 0].reset_index(drop=True), f'Reliability of {len(self):,} predictions, {n_bins} bins')
 
-# %% ../nbs/05_interpretation.ipynb #cf3ab5c3
+# %% ../nbs/05_interpretation.ipynb #6e578bc0
 @patch
 def plot(self:Reliability,
     ax:plt.Axes=None, # Axes to draw in; None: new ones
@@ -615,7 +603,7 @@ def plot(self:Reliability,
     ax.legend(loc='upper left', fontsize=9)
     return ax
 
-# %% ../nbs/05_interpretation.ipynb #5876181f
+# %% ../nbs/05_interpretation.ipynb #70192c3c
 @patch
 def scaled(self:Predictions,
     temperature:float, # Divisor of the activations, above 0
@@ -625,7 +613,7 @@ def scaled(self:Predictions,
     logs = self.probs.clamp_min(torch.finfo(self.probs.dtype).tiny).log()
     return Predictions((logs/temperature).softmax(1), self.targets, self.vocab, self.files)
 
-# %% ../nbs/05_interpretation.ipynb #b737e8d1
+# %% ../nbs/05_interpretation.ipynb #3207f5a1
 def fit_temperature(
     probs:Tensor, # Probabilities, shape (N, C)
     targets:Tensor, # Positions of the true breeds, shape (N,)
@@ -647,7 +635,7 @@ def fit_temperature(
     optimiser.step(closure)
     return 1/beta.item()
 
-# %% ../nbs/05_interpretation.ipynb #d8543213
+# %% ../nbs/05_interpretation.ipynb #651cd4ed
 class Temperature(TableView):
     "A fitted temperature and what it changes on pictures it was not fitted on"
     def __init__(self,
@@ -668,7 +656,7 @@ class Temperature(TableView):
         self.after.reliability().plot(axs[1], f'Temperature {self.temperature:.2f}')
         return axs
 
-# %% ../nbs/05_interpretation.ipynb #2e9999e3
+# %% ../nbs/05_interpretation.ipynb #40273c1e
 @patch
 def temperature_scaling(self:Predictions,
     seed:int=42, # Seed of the split into two halves
@@ -680,7 +668,7 @@ def temperature_scaling(self:Predictions,
     t = fit_temperature(fit.probs, fit.targets)
     return Temperature(t, test, test.scaled(t))
 
-# %% ../nbs/05_interpretation.ipynb #0a2cc189
+# %% ../nbs/05_interpretation.ipynb #434b3019
 def confident_suggestion(
     probs:np.ndarray, # Probabilities, shape (N, C)
     labels:np.ndarray, # Labels as given, shape (N,)
@@ -691,7 +679,7 @@ def confident_suggestion(
     reached = np.where(probs >= np.where(n > 0, sums/n.clip(1), np.inf), probs, -1)
     return np.where(reached.max(1) < 0, -1, reached.argmax(1))
 
-# %% ../nbs/05_interpretation.ipynb #565c8de0
+# %% ../nbs/05_interpretation.ipynb #b74c8702
 class LabelErrors(PictureTable):
     "Pictures whose label is probably wrong, the most suspicious first: a list to check"
     @property
@@ -699,7 +687,7 @@ class LabelErrors(PictureTable):
         "How many pictures confident learning counts under another breed than their label"
         return int(self.table.confident.sum())
 
-# %% ../nbs/05_interpretation.ipynb #94f02335
+# %% ../nbs/05_interpretation.ipynb #62a34bbd
 @patch
 def label_errors(self:Predictions,
     k:int=None, # Length of the list; None: all pictures
@@ -720,7 +708,7 @@ def label_errors(self:Predictions,
     captions = [say(o) for o in table.head(100).itertuples()]
     return LabelErrors(table, f'{len(order):,} of {len(self):,} pictures, most suspicious label first', files, captions)
 
-# %% ../nbs/05_interpretation.ipynb #45aaac64
+# %% ../nbs/05_interpretation.ipynb #4ed2017e
 def plant_wrong_labels(
     targets:Tensor, # Positions of the breeds, shape (N,)
     n_breeds:int, # Number of breeds
@@ -734,7 +722,7 @@ def plant_wrong_labels(
     shift = torch.randint(1, n_breeds, (len(targets),), generator=gen)
     return torch.where(planted, (targets + shift) % n_breeds, targets),planted
 
-# %% ../nbs/05_interpretation.ipynb #53007137
+# %% ../nbs/05_interpretation.ipynb #8dbebbfe
 class CatchOutput:
     "Catches a layer's output as the leaf of a new graph, while its `with` block lasts"
     def __init__(self,
@@ -750,7 +738,7 @@ class CatchOutput:
     def __enter__(self): self.hook = self.layer.register_forward_hook(self); return self
     def __exit__(self, *args): self.hook.remove()
 
-# %% ../nbs/05_interpretation.ipynb #c7440adc
+# %% ../nbs/05_interpretation.ipynb #f01d9897
 def find_layer(
     model:nn.Module, # The model
     layer=None, # A module of it, its name as in `named_modules`, or None: the body, `model[0]`
@@ -765,7 +753,7 @@ def find_layer(
     if isinstance(model, nn.Sequential): return model[0]
     raise ValueError(f"{type(model).__name__} has no body model[0]; say which layer, by its module or its name, such as 'layer4'")
 
-# %% ../nbs/05_interpretation.ipynb #0ed92ce1
+# %% ../nbs/05_interpretation.ipynb #df4695a2
 def grad_cam_maps(
     model:nn.Module, # A classifier: (N, 3, H, W) to (N, C)
     x:Tensor, # Pictures as the model wants them (normalised), shape (N, 3, H, W)
@@ -785,7 +773,7 @@ def grad_cam_maps(
     maps = (gradient.mean((2, 3), keepdim=True)*caught.output.detach()).sum(1).relu()
     return maps,activations.detach(),targets
 
-# %% ../nbs/05_interpretation.ipynb #956bbb1a
+# %% ../nbs/05_interpretation.ipynb #6857fdbc
 class GradCAM(TableView):
     "Heat maps of what spoke for a breed, over the pictures"
     def __init__(self,
@@ -811,14 +799,13 @@ class GradCAM(TableView):
             ax.set_title(picture_title(f'{short_name(row.explained)} {row.probability:.0%}'), fontsize=7.5, loc='center', weight='normal')
         return axs[:len(self)]
 
-# %% ../nbs/05_interpretation.ipynb #be5a467f
+# %% ../nbs/05_interpretation.ipynb #d9d92113
 def _cam_inputs(learn, pictures):
     dl = learn.dls.test_dl([Path(o) if isinstance(o, (str, Path)) else np.asarray(o) for o in pictures], bs=len(pictures), num_workers=0)
     x = dl.one_batch()[0]
     shown = dl.after_batch.decode((x,))[0].as_subclass(Tensor).detach().float().cpu()
     return x.as_subclass(Tensor),(shown/255 if shown.max() > 2 else shown).clamp(0, 1)
 
-# %% ../nbs/05_interpretation.ipynb #8839b01e
 def _cam_tensors(pictures):
     x = pictures if isinstance(pictures, Tensor) else torch.stack(list(pictures))
     x = x[None] if x.ndim == 3 else x
@@ -828,7 +815,7 @@ def _cam_tensors(pictures):
     low,high = x.amin((1, 2, 3), keepdim=True),x.amax((1, 2, 3), keepdim=True)
     return x,((x - low)/(high - low).clamp_min(1e-8)).detach().float().cpu()
 
-# %% ../nbs/05_interpretation.ipynb #f4e2db0f
+# %% ../nbs/05_interpretation.ipynb #c6e831fd
 def grad_cam(
     model, # A `Learner`, or a model
     pictures, # For a `Learner` one or several files or PIL images; for a model a tensor, shape (N, 3, H, W) or (3, H, W)
@@ -853,7 +840,7 @@ def grad_cam(
                               predicted=[name(i) for i in said]))
     return GradCAM(table, maps, shown)
 
-# %% ../nbs/05_interpretation.ipynb #7d7943ef
+# %% ../nbs/05_interpretation.ipynb #221e0f6c
 def center_square(
     file, # Picture file
     size:int, # Side, pixels
@@ -865,7 +852,7 @@ def center_square(
     im = im.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
     return torch.from_numpy(np.array(im)).permute(2, 0, 1)/255
 
-# %% ../nbs/05_interpretation.ipynb #8a9de71b
+# %% ../nbs/05_interpretation.ipynb #7408f9c7
 @torch.no_grad()
 def body_features(
     body:nn.Module, # Pictures (N, 3, H, W) to maps (N, K, h, w) or rows (N, K)
@@ -884,7 +871,7 @@ def body_features(
         rows.append(out.mean((2, 3)) if out.ndim == 4 else out)
     return torch.cat(rows)
 
-# %% ../nbs/05_interpretation.ipynb #f84dcb82
+# %% ../nbs/05_interpretation.ipynb #ebfc9f2b
 def stratified_folds(
     targets:Tensor, # Positions of the breeds, shape (N,)
     n_folds:int=5, # Number of folds
@@ -898,7 +885,7 @@ def stratified_folds(
     folds[by_breed] = torch.arange(len(targets)) % n_folds
     return folds
 
-# %% ../nbs/05_interpretation.ipynb #e3cade87
+# %% ../nbs/05_interpretation.ipynb #a0d1f88c
 def fit_linear_head(
     x:Tensor, # Features, shape (N, K)
     y:Tensor, # Positions of the breeds, shape (N,)
@@ -909,7 +896,7 @@ def fit_linear_head(
     mean,std = x.mean(0),x.std(0).clamp_min(1e-6)
     w = torch.zeros(x.shape[1] + 1, n_breeds, requires_grad=True)
     x1 = F.pad((x - mean)/std, (0, 1), value=1)
-    optimiser = torch.optim.LBFGS([w], max_iter=100, line_search_fn='strong_wolfe')
+    optimiser = torch.optim.LBFGS([w], max_iter=60, tolerance_change=1e-6, line_search_fn='strong_wolfe')
     def closure():
         optimiser.zero_grad()
         loss = F.cross_entropy(x1 @ w, y) + decay/2*w[:-1].pow(2).sum()
@@ -921,7 +908,7 @@ def fit_linear_head(
     head.load_state_dict(dict(weight=scaled.T, bias=w.detach()[-1] - mean @ scaled))
     return head.requires_grad_(False)
 
-# %% ../nbs/05_interpretation.ipynb #503b6259
+# %% ../nbs/05_interpretation.ipynb #6c9df15a
 def out_of_fold(
     x:Tensor, # Features, shape (N, K), as from `body_features`
     targets:Tensor, # Positions of the breeds, shape (N,)
@@ -939,23 +926,19 @@ def out_of_fold(
         probs[folds == i] = head(x[folds == i]).float().softmax(1)
     return Predictions(probs, targets, vocab, files)
 
-# %% ../nbs/05_interpretation.ipynb #41267fc4
-def folder_out_of_fold(
+# %% ../nbs/05_interpretation.ipynb #55054ed9
+def folder_features(
     body:nn.Module, # A frozen body, see `body_features`
     files, # Picture files named by breed
     size:int=224, # Side of the pictures, pixels
-    seeds=range(5), # One deal of the folds for each
-    n_folds:int=5, # Number of folds
-)->list: # `Predictions`, one for each seed
-    "Predict each picture of a folder out of fold, once for each seed"
+)->tuple: # Features, positions of the breeds, names of the breeds, sorted files: the first arguments of `out_of_fold`
+    "Features and labels of picture files"
     files = sorted(map(Path, files))
     labels = BreedLabeller().labels_of(files)
     vocab = sorted(set(labels))
-    targets = torch.tensor([vocab.index(o) for o in labels])
-    x = body_features(body, files, size)
-    return [out_of_fold(x, targets, vocab, files, n_folds, seed) for seed in seeds]
+    return body_features(body, files, size), torch.tensor([vocab.index(o) for o in labels]), vocab, files
 
-# %% ../nbs/05_interpretation.ipynb #873fd076
+# %% ../nbs/05_interpretation.ipynb #952442a6
 def pair_counts(
     runs, # `Predictions` of the same pictures, one for each seed
 )->pd.DataFrame: # A row for each pair of breeds, most confused first; counts are means over the runs

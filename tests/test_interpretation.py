@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import nn
 
-from pets_nb.interpretation import (GradCAM, Predictions, body_features, fit_linear_head, fit_temperature, folder_out_of_fold, get_predictions, grad_cam,
+from pets_nb.interpretation import (GradCAM, Predictions, body_features, fit_linear_head, fit_temperature, folder_features, get_predictions, grad_cam,
     grad_cam_maps, order_by_likeness, out_of_fold, pair_counts, plant_wrong_labels, plot_pictures, stratified_folds, synthetic_predictions, wilson_interval)
 
 breeds = [f'Cat_{c}' for c in 'abcdefghijkl'] + [f'dog_{c}' for c in 'abcdefghijklmnopqrstuvwxy']
@@ -493,10 +493,12 @@ def test_linear_head_equals_scikit_learn():
     np.testing.assert_allclose(fit_linear_head(x, y, 4)(x).softmax(1), ref, atol=2e-3)
 
 
-def test_folder_out_of_fold(learn, folder):
-    runs = folder_out_of_fold(learn.model[0], folder.glob('*.jpg'), size=48, seeds=(0, 1))
+def test_out_of_fold_of_a_folder(learn, folder):
+    features = folder_features(learn.model[0], folder.glob('*.jpg'), size=48)
+    runs = [out_of_fold(*features, seed=seed) for seed in (0, 1)]
     assert [len(r) for r in runs] == [48, 48] and runs[0].error < .5
     t = pair_counts(runs)
+    assert [p.name.rsplit('_', 1)[0] for p in runs[0].files] == [runs[0].vocab[i] for i in runs[0].targets]
     assert len(t) == 6 and t.together.sum() == pytest.approx(np.mean([r.wrong.sum() for r in runs])) and t.together.is_monotonic_decreasing
     one = body_features(learn.model[0], [runs[0].files[5]], 48)
     torch.testing.assert_close(one, body_features(learn.model[0], runs[0].files[:10], 48, bs=3)[5:6])
