@@ -153,6 +153,10 @@ def _transformed():
     "Whether `torch.func`, forward-mode differentiation or `torch.compile` looks on: then only plain differentiable operations are used."
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level>=0 or torch.compiler.is_compiling()
 
+def _batched(g):
+    "Whether `g` is a whole batch of gradients, as for `torch.autograd.grad(..., is_grads_batched=True)`."
+    return torch._C._functorch.is_legacy_batchedtensor(g) or _transformed()
+
 def _check_range(t, used, n, ignore_index):
     "Raise IndexError that lists the targets outside 0..n-1. On a GPU this would make the program wait, so there the look-up itself fails, as PyTorch's does."
     if not t.is_cpu or _transformed(): return
@@ -259,7 +263,7 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx, g):
         x,target = ctx.saved_tensors
         grad,ctx.grad,each = ctx.grad,None,ctx.reduction=='none'
-        if torch.is_grad_enabled(): return _gradient(x, target, g if each else g*ctx.scale),None,None
+        if torch.is_grad_enabled() or _batched(g): return _gradient(x, target, g if each else g*ctx.scale),None,None
         if x.dtype not in (torch.float32, torch.float64): return _half_gradient(x, target, g if each else g*ctx.scale),None,None
         if grad is None: _sample_losses(x, target.unsqueeze(1), grad := torch.empty_like(x), ctx.scale)
         if each: grad.mul_(g.unsqueeze(1))
@@ -270,12 +274,12 @@ class _CrossEntropy(torch.autograd.Function):
 def _half_gradient(x, target, g):
     "The gradient of half-precision activations: computed in fp32, incoming gradient and all, and rounded once."
     grad = torch.empty_like(x)
-    _sample_losses(x, target.unsqueeze(1), grad, g.broadcast_to(target.shape).unsqueeze(1))
+    _sample_losses(x, target.unsqueeze(1), grad, g.expand(target.shape).unsqueeze(1))
     return grad
 
 def _gradient(x, target, g):
     "`g * (softmax(x) - one_hot(target))` from differentiable operations, for second and higher derivatives."
-    g,t = g.broadcast_to(target.shape).unsqueeze(1),target.unsqueeze(1)
+    g,t = g.expand(target.shape).unsqueeze(1),target.unsqueeze(1)
     return (g*softmax(_upcast(x), 1)).scatter_add(1, t, -g).to(x.dtype)
 
 # %% ../nbs/04_cross_entropy.ipynb #b88538d1

@@ -80,7 +80,6 @@ def test_opinfo_half_precision_is_never_worse_than_torch():
             n += 1
     assert n>400
 
-@pytest.mark.slow
 def test_opinfo_second_derivatives_and_forward_mode():
     for op,dtype,s in samples(lambda o: o==torch.float64):
         f = lambda *ins: names[op.name](*ins, *fixed(s), **s.kwargs)
