@@ -13,7 +13,7 @@ __all__ = ['chapter_pairs', 'first_offenders', 'check_probabilities', 'check_tar
            'center_square', 'body_features', 'stratified_folds', 'fit_linear_head', 'out_of_fold', 'folder_features',
            'pair_counts']
 
-# %% ../nbs/05_interpretation.ipynb #8756a07d
+# %% ../nbs/05_interpretation.ipynb #c1ee3109
 import difflib, html, json, os, textwrap
 from pathlib import Path
 from statistics import NormalDist
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from .data import open_picture
 from .labels import BreedLabeller, species
 
-# %% ../nbs/05_interpretation.ipynb #d826792e
+# %% ../nbs/05_interpretation.ipynb #cc35a512
 def first_offenders(
     mask, # True where something is wrong, shape (N,)
 )->str: # The first ten positions and the count
@@ -44,7 +44,7 @@ def first_offenders(
     idxs = np.flatnonzero(np.asarray(mask))
     return f"rows {', '.join(map(str, idxs[:10]))}{', ...' if len(idxs) > 10 else ''} ({len(idxs)} in all)"
 
-# %% ../nbs/05_interpretation.ipynb #25a47206
+# %% ../nbs/05_interpretation.ipynb #1a06245c
 def check_probabilities(
     probs:Tensor, # Probabilities, shape (N, C)
     n_breeds:int, # Number of breeds C that is expected
@@ -63,7 +63,7 @@ def check_probabilities(
         f"{probs[bad][0].min():.4g} and {probs[bad][0].max():.4g} and sums to {probs[bad][0].sum():.4g}; expected 0 to 1 and a sum of 1. "
         "Activations need a softmax first; separate sigmoids are not one distribution")
 
-# %% ../nbs/05_interpretation.ipynb #5781e769
+# %% ../nbs/05_interpretation.ipynb #af9f04e1
 def check_targets(
     targets:Tensor, # Indices of the true breeds, shape (N,)
     n:int, # Number of predictions N
@@ -77,7 +77,7 @@ def check_targets(
     if bad.any(): raise ValueError(f"targets out of range in {first_offenders(bad)}: {sorted(set(targets[bad].tolist()))[:10]}; "
                                    f"expected 0 to {n_breeds - 1}, the positions in vocab")
 
-# %% ../nbs/05_interpretation.ipynb #71bfdd85
+# %% ../nbs/05_interpretation.ipynb #1100b030
 def target_loss(
     probs:Tensor, # Probabilities, shape (N, C)
     targets:Tensor, # Indices of the true breeds, shape (N,)
@@ -86,7 +86,7 @@ def target_loss(
     own = probs.gather(1, targets[:, None]).squeeze(1)
     return -own.clamp_min(torch.finfo(probs.dtype).tiny).log()
 
-# %% ../nbs/05_interpretation.ipynb #ba30cef3
+# %% ../nbs/05_interpretation.ipynb #6a7d4550
 def _as_probabilities(probs):
     probs = torch.as_tensor(probs).detach().cpu()
     if not probs.is_floating_point(): probs = probs.float()
@@ -118,7 +118,7 @@ class Predictions:
 
     def __len__(self): return len(self.probs)
 
-# %% ../nbs/05_interpretation.ipynb #9022ccfa
+# %% ../nbs/05_interpretation.ipynb #eb5ab63e
 @patch(as_prop=True)
 def predicted(self:Predictions)->Tensor: # Positions in `vocab`, shape (N,)
     "The most probable breed of each picture"
@@ -134,7 +134,7 @@ def wrong(self:Predictions)->Tensor: # Boolean, shape (N,)
     "True where the predicted breed is not the true one"
     return self.predicted != self.targets
 
-# %% ../nbs/05_interpretation.ipynb #6e59e900
+# %% ../nbs/05_interpretation.ipynb #0cb8411a
 @patch(as_prop=True)
 def error(self:Predictions)->float: # Between 0 and 1
     "Share of pictures whose predicted breed is wrong"
@@ -150,7 +150,7 @@ def __repr__(self:Predictions):
     return (f"Predictions: {len(self):,} pictures, {len(self.vocab)} breeds, {int(self.wrong.sum()):,} wrong "
             f"(error {self.error:.1%}), mean loss {self.mean_loss:.3f}")
 
-# %% ../nbs/05_interpretation.ipynb #a6275005
+# %% ../nbs/05_interpretation.ipynb #469767ce
 @patch
 def __getitem__(self:Predictions,
     idxs, # Positions, a slice, or a boolean mask, shape (N,)
@@ -160,7 +160,7 @@ def __getitem__(self:Predictions,
     idxs = torch.arange(len(self))[idxs]
     return Predictions(self.probs[idxs], self.targets[idxs], self.vocab, [self.files[i] for i in idxs.tolist()], self.losses[idxs])
 
-# %% ../nbs/05_interpretation.ipynb #2419bfdb
+# %% ../nbs/05_interpretation.ipynb #a49583ba
 chapter_pairs = [('Ragdoll','Birman'), ('Egyptian_Mau','Bengal'), ('Russian_Blue','British_Shorthair'),
                  ('american_pit_bull_terrier','staffordshire_bull_terrier')]
 
@@ -185,7 +185,7 @@ def synthetic_predictions(
     activations = x @ means.T - means.pow(2).sum(1)/2
     return Predictions((sharpness*activations).softmax(1), targets, vocab)
 
-# %% ../nbs/05_interpretation.ipynb #103fe603
+# %% ../nbs/05_interpretation.ipynb #bedbea34
 def _loader(learn, dl):
     if dl is None: dl = 1
     if isinstance(dl, int):
@@ -203,7 +203,7 @@ def _files_of(dl):
     items = list(getattr(dl.dataset, 'items', []))
     return [Path(o) for o in items] if items and all(isinstance(o, (str, Path)) for o in items) else None
 
-# %% ../nbs/05_interpretation.ipynb #a44c65c3
+# %% ../nbs/05_interpretation.ipynb #47973185
 def get_predictions(
     learn:Learner, # A trained model with its data
     dl=None, # `DataLoader`, its number in `learn.dls`, or a list of labelled files; None: the validation set
@@ -220,7 +220,7 @@ def get_predictions(
     probs,targets,losses = out
     return Predictions(torch.as_tensor(probs), torch.as_tensor(targets).flatten(), vocab, _files_of(dl), torch.as_tensor(losses).flatten())
 
-# %% ../nbs/05_interpretation.ipynb #7bc464bd
+# %% ../nbs/05_interpretation.ipynb #02dd918a
 def open_thumbnail(
     file, # Picture file
     size:int=96, # Longest side, pixels
@@ -230,7 +230,7 @@ def open_thumbnail(
     im.thumbnail((size, size))
     return im
 
-# %% ../nbs/05_interpretation.ipynb #96dff5e9
+# %% ../nbs/05_interpretation.ipynb #79772005
 @patch
 def save(self:Predictions,
     path, # File to write; its folder must exist
@@ -246,7 +246,7 @@ def save(self:Predictions,
     finally: part.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/05_interpretation.ipynb #a2c8e899
+# %% ../nbs/05_interpretation.ipynb #4327f08a
 @patch(cls_method=True)
 def load(cls:Predictions,
     path, # File that `save` wrote
@@ -262,7 +262,7 @@ def load(cls:Predictions,
     files = [o if o is None or folder is None else Path(folder)/Path(o).name for o in names['files']]
     return cls(tensors['probs'], tensors['targets'], names['vocab'], files, tensors['losses'])
 
-# %% ../nbs/05_interpretation.ipynb #05065a2e
+# %% ../nbs/05_interpretation.ipynb #92b0d131
 class TableView:
     "A table with a title, the common form of the views"
     decimals = 3
@@ -274,14 +274,14 @@ class TableView:
     def __repr__(self): return f'{self.title}\n{self.table.round(self.decimals).to_string(max_rows=14)}'
     def _repr_html_(self): return f'<p>{html.escape(self.title)}</p>{self.table.round(self.decimals).to_html(max_rows=14)}'
 
-# %% ../nbs/05_interpretation.ipynb #294ea099
+# %% ../nbs/05_interpretation.ipynb #f394a9ea
 def picture_title(
     text:str, # One or more lines
 )->str: # The same, with lines no wider than a picture of the grid
     "Break the lines of a title to the width of a small picture"
     return '\n'.join(textwrap.fill(line, 21) for line in text.splitlines())
 
-# %% ../nbs/05_interpretation.ipynb #4f68f025
+# %% ../nbs/05_interpretation.ipynb #3923ef63
 def plot_pictures(
     files, # Picture files
     titles, # One title for each; None leaves the place empty
@@ -312,14 +312,14 @@ def _breed_index(vocab, breed):
     near = difflib.get_close_matches(str(breed), vocab, 3, 0.5)
     raise ValueError(f"No breed {breed!r} in vocab{'; did you mean ' + ', '.join(near) if near else ''}")
 
-# %% ../nbs/05_interpretation.ipynb #49e9e340
+# %% ../nbs/05_interpretation.ipynb #c664c990
 @patch
 def confusion_counts(self:Predictions)->np.ndarray: # Shape (C, C), row: true breed, column: predicted breed
     "Count the pictures of each breed that were predicted as each breed"
     n = len(self.vocab)
     return np.bincount((self.targets*n + self.predicted).numpy(), minlength=n*n).reshape(n, n)
 
-# %% ../nbs/05_interpretation.ipynb #ea9d7469
+# %% ../nbs/05_interpretation.ipynb #f4913dac
 @patch
 def likeness(self:Predictions)->np.ndarray: # Shape (C, C), symmetric, zero on the diagonal
     "How much probability the pictures of two breeds give to the other breed, on average"
@@ -328,7 +328,7 @@ def likeness(self:Predictions)->np.ndarray: # Shape (C, C), symmetric, zero on t
     np.fill_diagonal(given, 0)
     return (given + given.T) / 2
 
-# %% ../nbs/05_interpretation.ipynb #d526830b
+# %% ../nbs/05_interpretation.ipynb #fa1c3771
 def order_by_likeness(
     alike:np.ndarray, # Symmetric likeness, shape (C, C), not negative
     groups, # A name for each of the C rows; rows of one group stay together
@@ -345,7 +345,7 @@ def order_by_likeness(
         order += idxs.tolist()
     return order
 
-# %% ../nbs/05_interpretation.ipynb #05fc6ec5
+# %% ../nbs/05_interpretation.ipynb #986716bf
 class Confusion(TableView):
     "A confusion matrix whose rows and columns are ordered by likeness"
     def __init__(self,
@@ -360,7 +360,7 @@ class Confusion(TableView):
     @property
     def blocks(self): return [i for i in range(1, len(self.groups)) if self.groups[i] != self.groups[i-1]]
 
-# %% ../nbs/05_interpretation.ipynb #e5e8395b
+# %% ../nbs/05_interpretation.ipynb #f8f89db2
 @patch
 def confusion(self:Predictions,
     order=None, # Names of all breeds in the wanted order; None: by likeness
@@ -373,7 +373,7 @@ def confusion(self:Predictions,
         raise ValueError(f"order names {len(set(idxs))} of the {len(self.vocab)} breeds in {len(idxs)} places; expected each once")
     return Confusion(self.confusion_counts()[np.ix_(idxs, idxs)], [self.vocab[i] for i in idxs], [groups[i] for i in idxs])
 
-# %% ../nbs/05_interpretation.ipynb #23f24079
+# %% ../nbs/05_interpretation.ipynb #07625bd4
 @patch
 def distance_of_errors(self:Confusion)->float: # In rows; 0 if there are no errors
     "Mean distance of the errors from the diagonal"
@@ -381,7 +381,7 @@ def distance_of_errors(self:Confusion)->float: # In rows; 0 if there are no erro
     off = self.counts * (i != j)
     return float((off*abs(i - j)).sum() / max(off.sum(), 1))
 
-# %% ../nbs/05_interpretation.ipynb #c83480eb
+# %% ../nbs/05_interpretation.ipynb #ad8f6b1e
 _errors_cmap = LinearSegmentedColormap.from_list('errors', ['#fbe3d3', '#D55E00', '#5e2900'])
 
 @patch
@@ -404,14 +404,14 @@ def plot(self:Confusion,
     ax.grid(False)
     return ax
 
-# %% ../nbs/05_interpretation.ipynb #7ef227de
+# %% ../nbs/05_interpretation.ipynb #df3f42f5
 class ConfusedPairs(list):
     "A list of (true, predicted, count) that shows itself as a table"
     @property
     def table(self): return pd.DataFrame(list(self), columns=['true', 'predicted', 'pictures'])
     def _repr_html_(self): return self.table.to_html(max_rows=14)
 
-# %% ../nbs/05_interpretation.ipynb #d2534fac
+# %% ../nbs/05_interpretation.ipynb #d4b0f33c
 @patch
 def most_confused(self:Predictions,
     min_val:int=1, # Smallest count to list
@@ -423,7 +423,7 @@ def most_confused(self:Predictions,
     found = [(self.vocab[i], self.vocab[j], int(counts[i,j])) for i,j in zip(*np.nonzero(counts >= min_val))]
     return ConfusedPairs(sorted(found, key=lambda o: o[2], reverse=True))
 
-# %% ../nbs/05_interpretation.ipynb #a4b16af2
+# %% ../nbs/05_interpretation.ipynb #9cef74f9
 class PairView(TableView):
     "Two breeds side by side: how often each was taken for the other, and pictures of both"
     def __init__(self,
@@ -440,7 +440,7 @@ class PairView(TableView):
         files,titles = zip(*[o for row in self.examples for o in row])
         return plot_pictures(files, titles, n_cols=len(self.examples[0]), size=size)
 
-# %% ../nbs/05_interpretation.ipynb #58d78999
+# %% ../nbs/05_interpretation.ipynb #684c4937
 def pair_examples(
     preds, # `Predictions`
     true:int, # Position of the true breed in the vocabulary
@@ -453,7 +453,7 @@ def pair_examples(
     say = lambda i: f"{short_name(preds.vocab[true])}\n{preds.probs[i, predicted]:.0%} {short_name(preds.vocab[predicted])}"
     return [(preds.files[i], say(i)) for i in found] + [(None, None)]*(n - len(found))
 
-# %% ../nbs/05_interpretation.ipynb #2298012d
+# %% ../nbs/05_interpretation.ipynb #1fcabb18
 @patch
 def pair(self:Predictions,
     first:str, # Name of a breed
@@ -471,7 +471,7 @@ def pair(self:Predictions,
     grid = [row for row in grid if any(title for _,title in row)]
     return PairView(pd.DataFrame(rows, index=pd.Index([first, second], name='true')), f'{short_name(first)} and {short_name(second)}', grid)
 
-# %% ../nbs/05_interpretation.ipynb #0d7f2cfc
+# %% ../nbs/05_interpretation.ipynb #1c201973
 def _names_of(files): return [None if f is None else f.name for f in files]
 
 class PictureTable(TableView):
@@ -491,7 +491,7 @@ class PictureTable(TableView):
         "Show the first `n` pictures"
         return plot_pictures(self.files[:n], self.captions[:n], n_cols, size)
 
-# %% ../nbs/05_interpretation.ipynb #c9b4430c
+# %% ../nbs/05_interpretation.ipynb #221cdd6a
 @patch
 def top_losses(self:Predictions,
     k:int=12, # Number of pictures
@@ -507,7 +507,7 @@ def top_losses(self:Predictions,
     captions = [f"is {short_name(o.true)} {o.p_true:.0%}\nsaid {short_name(o.predicted)} {o.p_predicted:.0%}" for o in table.itertuples()]
     return PictureTable(table, f"The {len(table)} {'largest' if largest else 'smallest'} losses", files, captions)
 
-# %% ../nbs/05_interpretation.ipynb #53ffdaee
+# %% ../nbs/05_interpretation.ipynb #2abdcad2
 def wilson_interval(
     k, # Number of successes, a number or an array
     n, # Number of trials, of the same shape
@@ -522,7 +522,7 @@ def wilson_interval(
     low,high = (k + z2/2 - half)/(n + z2),(k + z2/2 + half)/(n + z2)
     return np.where(k == 0, 0, low.clip(0, 1)),np.where(k == n, 1, high.clip(0, 1))
 
-# %% ../nbs/05_interpretation.ipynb #b12d3212
+# %% ../nbs/05_interpretation.ipynb #cc51fdbf
 def _share_columns(name, k, n, level, to=lambda x: x):
     low,high = wilson_interval(k, n, level)
     return {name: to(k/np.maximum(n, 1)), f'{name}_low': to(low), f'{name}_high': to(high)}
@@ -535,7 +535,7 @@ class PerBreed(TableView):
         "Unweighted means of precision, recall and F1 over the breeds that have pictures"
         return self.table.loc[self.table.support > 0, ['precision', 'recall', 'f1']].mean()
 
-# %% ../nbs/05_interpretation.ipynb #c058c5b6
+# %% ../nbs/05_interpretation.ipynb #164232fd
 @patch
 def per_breed(self:Predictions,
     level:float=0.95, # Level of the intervals
@@ -548,7 +548,7 @@ def per_breed(self:Predictions,
     columns |= _share_columns('f1', tp, support + said - tp, level, lambda x: 2*x/(1 + x))
     return PerBreed(pd.DataFrame(columns, index=pd.Index(self.vocab, name='breed')), f'{len(counts)} breeds, intervals at {level:.0%}')
 
-# %% ../nbs/05_interpretation.ipynb #f99f5814
+# %% ../nbs/05_interpretation.ipynb #4d0a45c0
 @patch
 def plot(self:PerBreed,
     column:str='f1', # 'f1', 'precision' or 'recall'
@@ -562,7 +562,7 @@ def plot(self:PerBreed,
     ax.set(xlabel=f'{column} (share, 0 to 1)', xlim=(0, 1.02), ylim=(-1, len(t)), title='By breed (support) with interval')
     return ax
 
-# %% ../nbs/05_interpretation.ipynb #5605e611
+# %% ../nbs/05_interpretation.ipynb #2b9539dc
 class Reliability(TableView):
     "Confidence held against accuracy, bin by bin"
     @property
@@ -570,7 +570,7 @@ class Reliability(TableView):
         "Expected calibration error: the mean gap, weighted by the pictures"
         return float(((self.table.accuracy - self.table.confidence).abs()*self.table.pictures).sum()/self.table.pictures.sum())
 
-# %% ../nbs/05_interpretation.ipynb #ddcf0266
+# %% ../nbs/05_interpretation.ipynb #cbf854b1
 @patch
 def reliability(self:Predictions,
     n_bins:int=15, # Bins of equal width between 0 and 1
@@ -587,7 +587,7 @@ def reliability(self:Predictions,
                               accuracy_low=low, accuracy_high=high))
     return Reliability(table[table.pictures > 0].reset_index(drop=True), f'Reliability of {len(self):,} predictions, {n_bins} bins')
 
-# %% ../nbs/05_interpretation.ipynb #6e578bc0
+# %% ../nbs/05_interpretation.ipynb #d50b5475
 @patch
 def plot(self:Reliability,
     ax:plt.Axes=None, # Axes to draw in; None: new ones
@@ -603,7 +603,7 @@ def plot(self:Reliability,
     ax.legend(loc='upper left', fontsize=9)
     return ax
 
-# %% ../nbs/05_interpretation.ipynb #70192c3c
+# %% ../nbs/05_interpretation.ipynb #56c7171d
 @patch
 def scaled(self:Predictions,
     temperature:float, # Divisor of the activations, above 0
@@ -613,7 +613,7 @@ def scaled(self:Predictions,
     logs = self.probs.clamp_min(torch.finfo(self.probs.dtype).tiny).log()
     return Predictions((logs/temperature).softmax(1), self.targets, self.vocab, self.files)
 
-# %% ../nbs/05_interpretation.ipynb #3207f5a1
+# %% ../nbs/05_interpretation.ipynb #48497dfb
 def fit_temperature(
     probs:Tensor, # Probabilities, shape (N, C)
     targets:Tensor, # Positions of the true breeds, shape (N,)
@@ -635,7 +635,7 @@ def fit_temperature(
     optimiser.step(closure)
     return 1/beta.item()
 
-# %% ../nbs/05_interpretation.ipynb #651cd4ed
+# %% ../nbs/05_interpretation.ipynb #65ecad05
 class Temperature(TableView):
     "A fitted temperature and what it changes on pictures it was not fitted on"
     def __init__(self,
@@ -656,7 +656,7 @@ class Temperature(TableView):
         self.after.reliability().plot(axs[1], f'Temperature {self.temperature:.2f}')
         return axs
 
-# %% ../nbs/05_interpretation.ipynb #40273c1e
+# %% ../nbs/05_interpretation.ipynb #319720eb
 @patch
 def temperature_scaling(self:Predictions,
     seed:int=42, # Seed of the split into two halves
@@ -668,7 +668,7 @@ def temperature_scaling(self:Predictions,
     t = fit_temperature(fit.probs, fit.targets)
     return Temperature(t, test, test.scaled(t))
 
-# %% ../nbs/05_interpretation.ipynb #434b3019
+# %% ../nbs/05_interpretation.ipynb #647a2964
 def confident_suggestion(
     probs:np.ndarray, # Probabilities, shape (N, C)
     labels:np.ndarray, # Labels as given, shape (N,)
@@ -679,7 +679,7 @@ def confident_suggestion(
     reached = np.where(probs >= np.where(n > 0, sums/n.clip(1), np.inf), probs, -1)
     return np.where(reached.max(1) < 0, -1, reached.argmax(1))
 
-# %% ../nbs/05_interpretation.ipynb #b74c8702
+# %% ../nbs/05_interpretation.ipynb #8c22eb5f
 class LabelErrors(PictureTable):
     "Pictures whose label is probably wrong, the most suspicious first: a list to check"
     @property
@@ -687,7 +687,7 @@ class LabelErrors(PictureTable):
         "How many pictures confident learning counts under another breed than their label"
         return int(self.table.confident.sum())
 
-# %% ../nbs/05_interpretation.ipynb #62a34bbd
+# %% ../nbs/05_interpretation.ipynb #66e9cc1d
 @patch
 def label_errors(self:Predictions,
     k:int=None, # Length of the list; None: all pictures
@@ -708,7 +708,7 @@ def label_errors(self:Predictions,
     captions = [say(o) for o in table.head(100).itertuples()]
     return LabelErrors(table, f'{len(order):,} of {len(self):,} pictures, most suspicious label first', files, captions)
 
-# %% ../nbs/05_interpretation.ipynb #4ed2017e
+# %% ../nbs/05_interpretation.ipynb #c51ea5d1
 def plant_wrong_labels(
     targets:Tensor, # Positions of the breeds, shape (N,)
     n_breeds:int, # Number of breeds
@@ -722,7 +722,7 @@ def plant_wrong_labels(
     shift = torch.randint(1, n_breeds, (len(targets),), generator=gen)
     return torch.where(planted, (targets + shift) % n_breeds, targets),planted
 
-# %% ../nbs/05_interpretation.ipynb #8dbebbfe
+# %% ../nbs/05_interpretation.ipynb #6f50acd6
 class CatchOutput:
     "Catches a layer's output as the leaf of a new graph, while its `with` block lasts"
     def __init__(self,
@@ -738,7 +738,7 @@ class CatchOutput:
     def __enter__(self): self.hook = self.layer.register_forward_hook(self); return self
     def __exit__(self, *args): self.hook.remove()
 
-# %% ../nbs/05_interpretation.ipynb #f01d9897
+# %% ../nbs/05_interpretation.ipynb #e3aa935c
 def find_layer(
     model:nn.Module, # The model
     layer=None, # A module of it, its name as in `named_modules`, or None: the body, `model[0]`
@@ -753,7 +753,7 @@ def find_layer(
     if isinstance(model, nn.Sequential): return model[0]
     raise ValueError(f"{type(model).__name__} has no body model[0]; say which layer, by its module or its name, such as 'layer4'")
 
-# %% ../nbs/05_interpretation.ipynb #df4695a2
+# %% ../nbs/05_interpretation.ipynb #290685eb
 def grad_cam_maps(
     model:nn.Module, # A classifier: (N, 3, H, W) to (N, C)
     x:Tensor, # Pictures as the model wants them (normalised), shape (N, 3, H, W)
@@ -773,7 +773,7 @@ def grad_cam_maps(
     maps = (gradient.mean((2, 3), keepdim=True)*caught.output.detach()).sum(1).relu()
     return maps,activations.detach(),targets
 
-# %% ../nbs/05_interpretation.ipynb #6857fdbc
+# %% ../nbs/05_interpretation.ipynb #091c4cdb
 class GradCAM(TableView):
     "Heat maps of what spoke for a breed, over the pictures"
     def __init__(self,
@@ -799,7 +799,7 @@ class GradCAM(TableView):
             ax.set_title(picture_title(f'{short_name(row.explained)} {row.probability:.0%}'), fontsize=7.5, loc='center', weight='normal')
         return axs[:len(self)]
 
-# %% ../nbs/05_interpretation.ipynb #d9d92113
+# %% ../nbs/05_interpretation.ipynb #4f8f9c8b
 def _cam_inputs(learn, pictures):
     dl = learn.dls.test_dl([Path(o) if isinstance(o, (str, Path)) else np.asarray(o) for o in pictures], bs=len(pictures), num_workers=0)
     x = dl.one_batch()[0]
@@ -815,7 +815,7 @@ def _cam_tensors(pictures):
     low,high = x.amin((1, 2, 3), keepdim=True),x.amax((1, 2, 3), keepdim=True)
     return x,((x - low)/(high - low).clamp_min(1e-8)).detach().float().cpu()
 
-# %% ../nbs/05_interpretation.ipynb #c6e831fd
+# %% ../nbs/05_interpretation.ipynb #fa3d5e6c
 def grad_cam(
     model, # A `Learner`, or a model
     pictures, # For a `Learner` one or several files or PIL images; for a model a tensor, shape (N, 3, H, W) or (3, H, W)
@@ -840,7 +840,7 @@ def grad_cam(
                               predicted=[name(i) for i in said]))
     return GradCAM(table, maps, shown)
 
-# %% ../nbs/05_interpretation.ipynb #221e0f6c
+# %% ../nbs/05_interpretation.ipynb #6912edf0
 def center_square(
     file, # Picture file
     size:int, # Side, pixels
@@ -852,7 +852,7 @@ def center_square(
     im = im.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
     return torch.from_numpy(np.array(im)).permute(2, 0, 1)/255
 
-# %% ../nbs/05_interpretation.ipynb #7408f9c7
+# %% ../nbs/05_interpretation.ipynb #5e4bec27
 @torch.no_grad()
 def body_features(
     body:nn.Module, # Pictures (N, 3, H, W) to maps (N, K, h, w) or rows (N, K)
@@ -871,7 +871,7 @@ def body_features(
         rows.append(out.mean((2, 3)) if out.ndim == 4 else out)
     return torch.cat(rows)
 
-# %% ../nbs/05_interpretation.ipynb #ebfc9f2b
+# %% ../nbs/05_interpretation.ipynb #e6ea3192
 def stratified_folds(
     targets:Tensor, # Positions of the breeds, shape (N,)
     n_folds:int=5, # Number of folds
@@ -885,7 +885,7 @@ def stratified_folds(
     folds[by_breed] = torch.arange(len(targets)) % n_folds
     return folds
 
-# %% ../nbs/05_interpretation.ipynb #a0d1f88c
+# %% ../nbs/05_interpretation.ipynb #b4b60f26
 def fit_linear_head(
     x:Tensor, # Features, shape (N, K)
     y:Tensor, # Positions of the breeds, shape (N,)
@@ -908,7 +908,7 @@ def fit_linear_head(
     head.load_state_dict(dict(weight=scaled.T, bias=w.detach()[-1] - mean @ scaled))
     return head.requires_grad_(False)
 
-# %% ../nbs/05_interpretation.ipynb #6c9df15a
+# %% ../nbs/05_interpretation.ipynb #acd3d3f2
 def out_of_fold(
     x:Tensor, # Features, shape (N, K), as from `body_features`
     targets:Tensor, # Positions of the breeds, shape (N,)
@@ -926,7 +926,7 @@ def out_of_fold(
         probs[folds == i] = head(x[folds == i]).float().softmax(1)
     return Predictions(probs, targets, vocab, files)
 
-# %% ../nbs/05_interpretation.ipynb #55054ed9
+# %% ../nbs/05_interpretation.ipynb #c6c20235
 def folder_features(
     body:nn.Module, # A frozen body, see `body_features`
     files, # Picture files named by breed
@@ -938,7 +938,7 @@ def folder_features(
     vocab = sorted(set(labels))
     return body_features(body, files, size), torch.tensor([vocab.index(o) for o in labels]), vocab, files
 
-# %% ../nbs/05_interpretation.ipynb #952442a6
+# %% ../nbs/05_interpretation.ipynb #af150d79
 def pair_counts(
     runs, # `Predictions` of the same pictures, one for each seed
 )->pd.DataFrame: # A row for each pair of breeds, most confused first; counts are means over the runs
