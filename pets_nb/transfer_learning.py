@@ -8,11 +8,11 @@ Docs: https://pets-nb.github.io/pets_nb/transfer_learning.html.md"""
 __all__ = ['CHAPTER_RUNS', 'PictureArray', 'load_pictures', 'memory_dls', 'first_filters', 'layer_activations',
            'plot_activations', 'linear_readout', 'cut', 'ConcatPool', 'create_head', 'replace_head', 'group_table',
            'freeze_to', 'snapshot', 'changed_tensors', 'cosine', 'one_cycle', 'spread_rates', 'cycle_values',
-           'cycle_table', 'OneCycle', 'fit_one_cycle', 'fine_tune', 'RateRecorder', 'bfloat16', 'try_recipes',
-           'summarize', 'plot_recipes', 'layer_groups', 'layer_decay', 'movement', 'run_steps', 'machine', 'write_json',
-           'run_chapter', 'chapter_table']
+           'cycle_table', 'OneCycle', 'fit_one_cycle', 'fine_tune', 'RateRecorder', 'bfloat16', 'write_json',
+           'checksum', 'read_record', 'try_recipes', 'summarize', 'plot_recipes', 'layer_groups', 'layer_decay',
+           'movement', 'run_steps', 'machine', 'run_chapter', 'chapter_table']
 
-# %% ../nbs/07_transfer_learning.ipynb #4caff369
+# %% ../nbs/07_transfer_learning.ipynb #5b1008c3
 import hashlib, json, math, os, platform, re, time
 from contextlib import nullcontext
 from datetime import datetime, timezone
@@ -34,7 +34,7 @@ from fastai.vision.augment import aug_transforms
 from fastcore.foundation import L
 from PIL import Image, ImageOps
 
-# %% ../nbs/07_transfer_learning.ipynb #bd0492b3
+# %% ../nbs/07_transfer_learning.ipynb #842364c7
 class PictureArray:
     "Presized pictures and their breeds, kept in memory"
     def __init__(self,
@@ -49,7 +49,7 @@ class PictureArray:
         n,_,side,_ = self.pixels.shape
         return f'{n} pictures of {len(self.vocab)} breeds, {side}x{side} pixels, {self.pixels.numel()/2**20:.0f} MiB'
 
-# %% ../nbs/07_transfer_learning.ipynb #b3366169
+# %% ../nbs/07_transfer_learning.ipynb #34e1d275
 def load_pictures(
     path:Path, # Folder of pictures, as from `get_pets`
     side:int=96, # Side of the stored squares, pixels; about twice the size of the batches leaves room for augmentation
@@ -62,7 +62,7 @@ def load_pictures(
     pixels = np.stack([one(o) for o in files])
     return PictureArray(torch.from_numpy(pixels).permute(0,3,1,2).contiguous(), BreedLabeller().labels_of(files))
 
-# %% ../nbs/07_transfer_learning.ipynb #fd309452
+# %% ../nbs/07_transfer_learning.ipynb #8551ea89
 def memory_dls(
     pictures:PictureArray, # From `load_pictures`
     size:int=48, # Side of the square pictures in a batch, pixels
@@ -80,7 +80,7 @@ def memory_dls(
         batch_tfms=aug_transforms(size=size, min_scale=0.75) if batch_tfms is None else batch_tfms)
     return block.dataloaders(range(len(pictures)), bs=min(bs, len(train)), num_workers=0, device=default_device() if device is None else device)
 
-# %% ../nbs/07_transfer_learning.ipynb #69e1b096
+# %% ../nbs/07_transfer_learning.ipynb #5868e6f8
 def first_filters(
     model:nn.Module, # A network for RGB pictures
 )->Tensor: # Filters as pictures, shape (n, height, width, 3), each scaled to use the range 0 to 1; 0.5 is a weight of 0
@@ -88,23 +88,23 @@ def first_filters(
     weight = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).weight.detach()
     return (0.5 + weight/(2*weight.abs().amax((1,2,3), keepdim=True))).permute(0,2,3,1)
 
-# %% ../nbs/07_transfer_learning.ipynb #a4fe6903
+# %% ../nbs/07_transfer_learning.ipynb #a9d009ba
 def layer_activations(
     body:nn.Sequential, # A body, or any other sequence of layers
     x:Tensor, # A batch of pictures, normalised, shape (N, 3, height, width)
 )->dict: # Activations by the layer's position and class, without gradients
     "What each child of `body` makes of a batch; the network is in evaluation mode meanwhile"
-    res,mode = {},body.training
+    res,modes = {},[(m,m.training) for m in body.modules()]
     hooks = [m.register_forward_hook(lambda mod, inp, out, name=f'{i} {type(m).__name__}': res.__setitem__(name, out.detach()))
              for i,m in enumerate(body)]
     try:
         with torch.no_grad(): body.eval()(x)
     finally:
         for hook in hooks: hook.remove()
-        body.train(mode)
+        for m,mode in modes: m.training = mode
     return res
 
-# %% ../nbs/07_transfer_learning.ipynb #4ff010d5
+# %% ../nbs/07_transfer_learning.ipynb #10e697e5
 def plot_activations(
     activations:dict, # From `layer_activations`
     layers:list=None, # Names of the layers to show; None: all
@@ -113,15 +113,16 @@ def plot_activations(
 )->plt.Figure: # One row for each layer
     "The strongest channels of chosen layers, for the first picture of the batch"
     layers = list(activations) if layers is None else layers
-    fig,axes = plt.subplots(len(layers), n, figsize=(width, width/n*len(layers)*1.12), squeeze=False)
-    for row,name in zip(axes, layers):
+    fig = plt.figure(figsize=(width, (width/n+0.3)*len(layers)))
+    for part,name in zip(np.atleast_1d(fig.subfigures(len(layers))), layers):
         a = activations[name][0]
-        for ax,i in zip(row, a.std((1,2)).argsort(descending=True)): ax.imshow(a[i].cpu().numpy(), cmap='gray')
-        for ax in row: ax.axis('off')
-        row[0].set_title(f'{name}: {a.shape[0]} channels, {a.shape[1]}x{a.shape[2]}', fontsize=10)
+        axes = part.subplots(1, n, squeeze=False)[0]
+        for ax,i in zip(axes, a.std((1,2)).argsort(descending=True)): ax.imshow(a[i].cpu().numpy(), cmap='gray')
+        for ax in axes: ax.axis('off')
+        part.suptitle(f'{name}: {a.shape[0]} channels, {a.shape[1]}x{a.shape[2]}', x=0.01, ha='left', fontsize=10)
     return fig
 
-# %% ../nbs/07_transfer_learning.ipynb #aa83c046
+# %% ../nbs/07_transfer_learning.ipynb #9f42583f
 def linear_readout(
     train:Tensor, # Features of the training pictures, shape (N, C)
     y:Tensor, # Their classes, shape (N,)
@@ -135,7 +136,7 @@ def linear_readout(
     weight = torch.linalg.solve(a.T@a + l2*torch.eye(a.shape[1]), a.T@(target-target.mean(0)))
     return (b@weight + target.mean(0)).argmax(1)
 
-# %% ../nbs/07_transfer_learning.ipynb #6312b75d
+# %% ../nbs/07_transfer_learning.ipynb #6af972df
 def cut(
     model:nn.Module, # A classifier
     n:int=None, # Number of children to keep, negative to count from the end; None: all before the last one that pools
@@ -149,12 +150,12 @@ def cut(
     if not len(body): raise ValueError(f"cut at {n if n is not None else pools[-1]} leaves nothing of the {len(children)} children of {type(model).__name__}")
     return body
 
-# %% ../nbs/07_transfer_learning.ipynb #21ff3aa1
+# %% ../nbs/07_transfer_learning.ipynb #39f950da
 class ConcatPool(nn.Module):
     "Maximum and mean of every channel over the picture, one after the other"
     def forward(self, x): return torch.cat([F.adaptive_max_pool2d(x, 1), F.adaptive_avg_pool2d(x, 1)], 1)
 
-# %% ../nbs/07_transfer_learning.ipynb #8f3e8681
+# %% ../nbs/07_transfer_learning.ipynb #e346e3b2
 def create_head(
     nf:int, # Channels of the body's last layer
     n_out:int, # Number of classes
@@ -169,7 +170,7 @@ def create_head(
         if isinstance(m, nn.BatchNorm1d): nn.init.constant_(m.bias, 1e-3)
     return head
 
-# %% ../nbs/07_transfer_learning.ipynb #5ad895ec
+# %% ../nbs/07_transfer_learning.ipynb #b205a712
 def replace_head(
     model:nn.Module, # A pretrained classifier
     n_out:int, # Number of classes of the new task
@@ -184,7 +185,7 @@ def replace_head(
         if isinstance(m, nn.Linear): nn.init.kaiming_normal_(m.weight)
     return nn.Sequential(body, head).train(model.training)
 
-# %% ../nbs/07_transfer_learning.ipynb #f9dc691e
+# %% ../nbs/07_transfer_learning.ipynb #b261b936
 def group_table(
     learn:Learner, # Any learner
 )->pd.DataFrame: # One row for each group: `layers`, `weights`, `trained` (weights that require a gradient), `lr` (the current rate)
@@ -198,7 +199,7 @@ def group_table(
                          trained=sum(p.numel() for p in group if p.requires_grad), lr=hyper['lr']))
     return pd.DataFrame(rows).rename_axis('group')
 
-# %% ../nbs/07_transfer_learning.ipynb #5b5ce20a
+# %% ../nbs/07_transfer_learning.ipynb #e3731792
 def freeze_to(
     learn:Learner, # The learner to change
     n:int, # First group that is trained; negative to count from the end, 0 trains all
@@ -216,14 +217,14 @@ def freeze_to(
             if not p.requires_grad: p.grad = None
     learn.opt.clear_state()
 
-# %% ../nbs/07_transfer_learning.ipynb #1b707469
+# %% ../nbs/07_transfer_learning.ipynb #cd4e2ce3
 def snapshot(
     model:nn.Module, # The network
 )->dict: # Copies of all weights and buffers by name
     "A copy of a network's state"
     return {k: v.detach().clone() for k,v in model.state_dict().items()}
 
-# %% ../nbs/07_transfer_learning.ipynb #c2adb42f
+# %% ../nbs/07_transfer_learning.ipynb #b79db411
 def changed_tensors(
     model:nn.Module, # The network after some training
     before:dict, # From `snapshot`
@@ -238,7 +239,7 @@ def changed_tensors(
             if not k.endswith('num_batches_tracked')]
     return pd.DataFrame(rows, columns=['part','tensors','changed']).groupby(['part','tensors']).changed.agg(n='size', changed='sum')
 
-# %% ../nbs/07_transfer_learning.ipynb #c3594cc9
+# %% ../nbs/07_transfer_learning.ipynb #652489ff
 def cosine(
     start:float, # Value at position 0; also an array
     end:float, # Value at position 1; also an array
@@ -247,7 +248,7 @@ def cosine(
     "Half a cosine from `start` to `end`: flat at both ends, steepest in the middle"
     return start + (1 + math.cos(math.pi*(1-pos)))*(end-start)/2
 
-# %% ../nbs/07_transfer_learning.ipynb #56a872f4
+# %% ../nbs/07_transfer_learning.ipynb #3f2eec58
 def one_cycle(
     pos:float, # How much of the training is done, from 0 to 1
     start:float, # Value at the beginning; also an array, one value for each group
@@ -261,7 +262,7 @@ def one_cycle(
     last = turn + np.float32(1-pct_start)
     return cosine(middle, end, float((pos-turn)/(last-turn)))
 
-# %% ../nbs/07_transfer_learning.ipynb #c42fea21
+# %% ../nbs/07_transfer_learning.ipynb #fed49b40
 def spread_rates(
     rate:float|slice|list, # One rate, a rate for each group, `slice(high)` or `slice(low, high)`
     n:int, # Number of groups
@@ -277,7 +278,7 @@ def spread_rates(
     if len(rates)!=n: raise ValueError(f"{len(rates)} rates for {n} parameter groups: give one rate, one for each group, or a slice")
     return rates
 
-# %% ../nbs/07_transfer_learning.ipynb #ddf1a4e9
+# %% ../nbs/07_transfer_learning.ipynb #24868a23
 def cycle_values(
     pos:float, # How much of the training is done, from 0 to 1
     rates:np.ndarray, # Highest rate of each group
@@ -289,7 +290,7 @@ def cycle_values(
     "Rates and momentum at one position of the cycle"
     return one_cycle(pos, rates/div, rates, rates/div_final, pct_start), one_cycle(pos, *moms, pct_start)
 
-# %% ../nbs/07_transfer_learning.ipynb #228d5d4c
+# %% ../nbs/07_transfer_learning.ipynb #0aa82a5c
 def cycle_table(
     epochs:int, # Number of epochs
     n_batches:int, # Steps in an epoch
@@ -306,7 +307,7 @@ def cycle_table(
             pos += 1/(n_batches*epochs)
     return pd.DataFrame(rows, columns=[*(f'group {i}' for i in range(len(rates))), 'momentum']).rename_axis('step')
 
-# %% ../nbs/07_transfer_learning.ipynb #dc9882d7
+# %% ../nbs/07_transfer_learning.ipynb #dd035b3a
 class OneCycle(Callback):
     "Set the rate of each group and the momentum before every step"
     order,run_valid = 60,False
@@ -320,7 +321,7 @@ class OneCycle(Callback):
         self.opt.set_hyper('lr', list(lrs))
         self.opt.set_hyper('mom', mom)
 
-# %% ../nbs/07_transfer_learning.ipynb #5feaeae4
+# %% ../nbs/07_transfer_learning.ipynb #9b5e2db5
 def fit_one_cycle(
     learn:Learner, # The learner to train
     epochs:int, # Number of epochs
@@ -338,7 +339,7 @@ def fit_one_cycle(
     cycle = OneCycle(rates, div=div, div_final=div_final, pct_start=pct_start, moms=learn.moms if moms is None else moms)
     learn.fit(epochs, cbs=[cycle, *L(kwargs.pop('cbs', None))], **kwargs)
 
-# %% ../nbs/07_transfer_learning.ipynb #9c8397b9
+# %% ../nbs/07_transfer_learning.ipynb #cf4b210f
 def fine_tune(
     learn:Learner, # A learner with a pretrained body
     epochs:int, # Epochs in which all groups are trained
@@ -355,7 +356,7 @@ def fine_tune(
     freeze_to(learn, 0)
     fit_one_cycle(learn, epochs, slice(base_lr/2/lr_mult, base_lr/2), pct_start=pct_start, div=div, **kwargs)
 
-# %% ../nbs/07_transfer_learning.ipynb #3852e586
+# %% ../nbs/07_transfer_learning.ipynb #e130be90
 class RateRecorder(Callback):
     "Keep the rate of each group and the momentum of every training step"
     order,run_valid = 61,False # after the scheduler (60)
@@ -365,7 +366,7 @@ class RateRecorder(Callback):
     @property
     def table(self): return pd.DataFrame(self.rows, columns=[*(f'group {i}' for i in range(len(self.rows[0])-1)), 'momentum']).rename_axis('step')
 
-# %% ../nbs/07_transfer_learning.ipynb #469825de
+# %% ../nbs/07_transfer_learning.ipynb #e355dc27
 def bfloat16(
     on:bool=True, # Round to bfloat16? `False` gives a context that does nothing
     device:str='cpu', # Kind of device, such as 'cpu' or 'cuda'
@@ -373,125 +374,13 @@ def bfloat16(
     "A context in which matrix products and convolutions are computed in bfloat16, safe around a whole training run"
     return torch.autocast(torch.device(device).type, torch.bfloat16, cache_enabled=False) if on else nullcontext()
 
-# %% ../nbs/07_transfer_learning.ipynb #b4d93fcf
+# %% ../nbs/07_transfer_learning.ipynb #a44bfbef
 def _quiet(learn):
     learn.remove_cb(ProgressCallback)
     learn.logger = lambda row: None
     return learn
 
-# %% ../nbs/07_transfer_learning.ipynb #3497c6a2
-def try_recipes(
-    pictures:PictureArray, # From `load_pictures`
-    recipes:dict, # Functions by name; each gets `new(**kwargs)`, which makes a learner, and returns a trained learner
-    seeds:tuple=(42,43,44), # Seeds of the split, the new head and the training
-    size:int=48, # Side of the square pictures in a batch, pixels
-    bs:int=32, # Pictures in a batch
-    half:bool=False, # Compute in bfloat16?
-    **kwargs, # Defaults of `pets_learner` for every recipe: `arch`, `weights`
-)->pd.DataFrame: # One row for each recipe and seed: `recipe`, `seed`, `error`, `valid_loss`, `train_loss`, `seconds`
-    "Train with every recipe and every seed"
-    rows = []
-    for seed in seeds:
-        dls = memory_dls(pictures, size=size, bs=bs, seed=seed)
-        for name,recipe in recipes.items():
-            def new(**kw): return _quiet(pets_learner(dls, seed=seed, verbose=False, **{**kwargs, **kw}))
-            start = time.perf_counter()
-            with bfloat16(half, dls.device): last = recipe(new).history.table.iloc[-1]
-            rows.append(dict(recipe=name, seed=seed, error=last.error_rate, valid_loss=last.valid_loss, train_loss=last.train_loss, seconds=time.perf_counter()-start))
-    return pd.DataFrame(rows)
-
-# %% ../nbs/07_transfer_learning.ipynb #28c7f1a7
-def summarize(
-    table:pd.DataFrame, # From `try_recipes`
-)->pd.DataFrame: # For each recipe: mean and standard deviation over the seeds, in percent, and the mean of the losses and seconds
-    "Mean and standard deviation over the seeds"
-    res = table.groupby('recipe', sort=False).agg(error=('error','mean'), sd=('error','std'), train_loss=('train_loss','mean'),
-                                                 valid_loss=('valid_loss','mean'), seconds=('seconds','mean'))
-    return res.assign(error=100*res.error, sd=100*res.sd).rename(columns={'error':'error %', 'sd':'sd %'}).round(2)
-
-# %% ../nbs/07_transfer_learning.ipynb #c3558594
-def plot_recipes(
-    table:pd.DataFrame, # From `try_recipes`
-    title:str='Error by recipe', # Title of the picture
-)->plt.Axes: # One row of dots for each recipe, one dot for each seed, a bar at the mean
-    "The error of every run"
-    names = list(dict.fromkeys(table.recipe))
-    fig,ax = plt.subplots(figsize=(7, 0.5*len(names)+1.2))
-    for i,name in enumerate(names):
-        errors = 100*table[table.recipe==name].error
-        ax.plot(errors, [i]*len(errors), 'o', alpha=0.6)
-        ax.plot([errors.mean()]*2, [i-0.3,i+0.3], color='#222222')
-    ax.set(yticks=range(len(names)), yticklabels=names, xlabel='validation error, % (a dot for each seed, a line at the mean)', title=title)
-    ax.invert_yaxis()
-    return ax
-
-# %% ../nbs/07_transfer_learning.ipynb #e96149a5
-def layer_groups(
-    model:nn.Sequential, # Body and head
-)->L: # Lists of weights: one for each layer of the body that has any, and one for the head
-    "Every child of the body as its own parameter group, for `splitter`"
-    return L(L(*model[0].children()).filter(lambda o: len(params(o))).map(params) + [params(model[1:])])
-
-# %% ../nbs/07_transfer_learning.ipynb #ccb7bbd6
-def layer_decay(
-    rate:float, # Rate of the last group
-    n:int, # Number of groups
-    decay:float=1/2.6, # Factor from each group to the one before; 1/2.6 is Howard and Ruder's
-)->np.ndarray: # A rate for each group
-    "Rates that fall by a fixed factor from each group to the one before it"
-    return rate*decay**np.arange(n-1, -1, -1.)
-
-# %% ../nbs/07_transfer_learning.ipynb #e5e587d8
-def movement(
-    learn:Learner, # The learner after training
-    before:dict, # `snapshot(learn.model)` from before it
-)->pd.Series: # Relative L2 distance of each group, without unit
-    "How far the weights of each group moved from where they began"
-    names = {id(p): k for k,p in learn.model.named_parameters()}
-    res = []
-    for group in learn.opt.param_lists:
-        pairs = [(p.detach(), before[names[id(p)]]) for p in group if p.ndim>1]
-        moved,size = (sum(o.float().square().sum() for o in os).sqrt() for os in ([a-b for a,b in pairs], [b for _,b in pairs]))
-        res.append((moved/size).item())
-    return pd.Series(res, name='moved').rename_axis('group')
-
-# %% ../nbs/07_transfer_learning.ipynb #bf68d383
-def _fine_tune(epochs, **kwargs): return [dict(call='fine_tune', epochs=epochs, **kwargs)]
-def _unfreeze(epochs, rate): return [dict(call='fit_one_cycle', epochs=3, rate=3e-3), dict(call='unfreeze'), dict(call='fit_one_cycle', epochs=epochs, rate=rate)]
-
-CHAPTER_RUNS = {
-    'two-epochs':    dict(what='fine_tune(2)', frozen=10.62, final=8.05, seconds=24, steps=_fine_tune(2)),
-    'rate-too-high': dict(what='fine_tune(1, base_lr=0.1)', frozen=50.41, final=83.42, seconds=24, steps=_fine_tune(1, base_lr=0.1)),
-    'rate-found':    dict(what='fine_tune(2, base_lr=3e-3)', frozen=11.43, final=8.32, seconds=24, steps=_fine_tune(2, base_lr=3e-3)),
-    'unfreeze-6':    dict(what='fit_one_cycle(3, 3e-3), unfreeze, fit_one_cycle(6, 1e-5)', frozen=7.44, final=5.95, seconds=25, steps=_unfreeze(6, 1e-5)),
-    'slice-12':      dict(what='fit_one_cycle(3, 3e-3), unfreeze, fit_one_cycle(12, slice(1e-6,1e-4))', final=5.41, best=5.14, seconds=25, steps=_unfreeze(12, [1e-6,1e-4])),
-    'six-epochs':    dict(what='fine_tune(6, freeze_epochs=3), published with resnet50', final=5.48, seconds=26, steps=_fine_tune(6, freeze_epochs=3)),
-}
-
-# %% ../nbs/07_transfer_learning.ipynb #0e3b8a17
-def run_steps(
-    learn:Learner, # A frozen learner
-    steps:list, # Dictionaries with `call` ('fine_tune', 'fit_one_cycle' or 'unfreeze') and its arguments; a rate of two numbers is a slice
-)->Learner: # `learn`, trained
-    "Train a learner as a list of steps says"
-    for step in steps:
-        args = {k: v for k,v in step.items() if k!='call'}
-        if isinstance(args.get('rate'), list): args['rate'] = slice(*args['rate'])
-        if step['call']=='unfreeze': freeze_to(learn, 0)
-        else: dict(fine_tune=fine_tune, fit_one_cycle=fit_one_cycle)[step['call']](learn, **args)
-    return learn
-
-# %% ../nbs/07_transfer_learning.ipynb #a7a0a0ff
-def machine(
-)->dict: # Words and numbers for JSON
-    "The hardware and the versions a run depends on"
-    cpuinfo = Path('/proc/cpuinfo')
-    names = re.findall(r'model name\s*:\s*(.+)', cpuinfo.read_text()) if cpuinfo.exists() else []
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return dict(system=platform.system(), processor=names[0] if names else platform.processor(), cores=os.cpu_count(), threads=torch.get_num_threads(), gpu=gpu,
-                python=platform.python_version(), **{o: version(o) for o in ('torch','torchvision','fastai','pets_nb')})
-
-# %% ../nbs/07_transfer_learning.ipynb #a108b3b8
+# %% ../nbs/07_transfer_learning.ipynb #107da1a8
 def write_json(
     path:Path, # File to write
     data:dict, # Anything that JSON can hold; numbers that are not finite become `null`
@@ -512,19 +401,21 @@ def write_json(
     finally: part.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/07_transfer_learning.ipynb #58885ba6
-def _checksum(*parts):
+# %% ../nbs/07_transfer_learning.ipynb #0d8fe996
+def checksum(
+    *parts, # Bytes, or anything with a stable `str`
+)->str: # 16 hexadecimal digits of SHA-256
+    "A short name for data"
     h = hashlib.sha256()
     for part in parts: h.update(part if isinstance(part, bytes) else str(part).encode()+b'\n')
     return h.hexdigest()[:16]
 
-def _settings(source, files, run, arch, size, bs, weights, seed, precision):
-    words = weights if weights in ('default','none') else f'{Path(weights).name}, sha256 {_checksum(Path(weights).read_bytes())}'
-    return dict(run=run, steps=CHAPTER_RUNS[run]['steps'], source=source if source in ('oxford','drawn') else 'folder', pictures=len(files),
-                names=_checksum(*(o.name for o in files)), arch=arch, weights=words, size=size, bs=bs, seed=seed, split='random 20 %', precision=precision)
-
-def _finished(file, settings):
-    "The record of a finished run, or None if it has to be done"
+# %% ../nbs/07_transfer_learning.ipynb #15890c4d
+def read_record(
+    file:Path, # A record, which may not exist
+    settings:dict, # What it has to be the record of
+)->dict: # The record, or None if the run has to be done
+    "The record of a finished run"
     if not file.exists(): return None
     try: record = json.loads(file.read_text(encoding='utf-8'))
     except ValueError: record = None
@@ -533,10 +424,139 @@ def _finished(file, settings):
         return None
     old,new = record['settings'],json.loads(json.dumps(settings))
     differ = [f'{k}: {old.get(k)!r}, now {v!r}' for k,v in new.items() if old.get(k)!=v]
-    if differ: raise ValueError(f"{file} is the record of another experiment ({'; '.join(differ)}): choose another out_dir, or delete the file")
+    if differ: raise ValueError(f"{file} is the record of another experiment ({'; '.join(differ)}): choose another folder, or delete the file")
     return record
 
-# %% ../nbs/07_transfer_learning.ipynb #70fc7afc
+# %% ../nbs/07_transfer_learning.ipynb #17cc535d
+def try_recipes(
+    pictures:PictureArray, # From `load_pictures`
+    recipes:dict, # Functions by name; each gets `new(**kwargs)`, which makes a learner, and returns a trained learner
+    seeds:tuple=(42,43,44), # Seeds of the split, the new head and the training
+    size:int=48, # Side of the square pictures in a batch, pixels
+    bs:int=32, # Pictures in a batch
+    half:bool=False, # Compute in bfloat16?
+    records:Path=None, # Folder in which each finished run is kept, and found by the next call; None: nothing is kept
+    **kwargs, # Defaults of `pets_learner` for every recipe: `arch`, `weights`
+)->pd.DataFrame: # One row for each recipe and seed: `recipe`, `seed`, `error`, `valid_loss`, `train_loss`, `seconds`, and what a recipe wrote into `learn.notes`
+    "Train with every recipe and every seed"
+    same = dict(pictures=checksum(pictures.pixels.numpy().tobytes(), *pictures.breeds), size=size, bs=bs, half=half,
+                **{k: Path(v).name if k=='weights' and v else str(v) for k,v in kwargs.items()})
+    rows = []
+    for seed in seeds:
+        dls = memory_dls(pictures, size=size, bs=bs, seed=seed)
+        def new(**kw): return _quiet(pets_learner(dls, seed=seed, verbose=False, **{**kwargs, **kw}))
+        for name,recipe in recipes.items():
+            settings = dict(recipe=name, seed=seed, **same)
+            file = Path(records)/f'{checksum(settings)}.json' if records else None
+            record = file and read_record(file, settings)
+            if not record:
+                start = time.perf_counter()
+                with bfloat16(half, dls.device): learn = recipe(new)
+                record = dict(settings=settings, history=learn.history.rows, seconds=time.perf_counter()-start, notes=getattr(learn, 'notes', {}))
+                if file: write_json(file, record)
+            last = record['history'][-1]
+            rows.append(dict(recipe=name, seed=seed, error=last['error_rate'], valid_loss=last['valid_loss'], train_loss=last['train_loss'],
+                             seconds=record['seconds'], **record['notes']))
+    return pd.DataFrame(rows)
+
+# %% ../nbs/07_transfer_learning.ipynb #055bd52f
+def summarize(
+    table:pd.DataFrame, # From `try_recipes`
+)->pd.DataFrame: # For each recipe: mean and standard deviation over the seeds, in percent, and the mean of the losses and seconds
+    "Mean and standard deviation over the seeds"
+    res = table.groupby('recipe', sort=False).agg(error=('error','mean'), sd=('error','std'), train_loss=('train_loss','mean'),
+                                                 valid_loss=('valid_loss','mean'), seconds=('seconds','mean'))
+    return res.assign(error=100*res.error, sd=100*res.sd).rename(columns={'error':'error %', 'sd':'sd %'}).round(2)
+
+# %% ../nbs/07_transfer_learning.ipynb #15133899
+def plot_recipes(
+    table:pd.DataFrame, # From `try_recipes`
+    title:str='Error by recipe', # Title of the picture
+)->plt.Axes: # One row of dots for each recipe, one dot for each seed, a bar at the mean
+    "The error of every run"
+    names = list(dict.fromkeys(table.recipe))
+    fig,ax = plt.subplots(figsize=(7, 0.5*len(names)+1.2))
+    for i,name in enumerate(names):
+        errors = 100*table[table.recipe==name].error
+        ax.plot(errors, [i]*len(errors), 'o', alpha=0.6)
+        ax.plot([errors.mean()]*2, [i-0.3,i+0.3], color='#222222')
+    ax.set(yticks=range(len(names)), yticklabels=names, xlabel='validation error, % (a dot for each seed, a line at the mean)', title=title)
+    ax.invert_yaxis()
+    return ax
+
+# %% ../nbs/07_transfer_learning.ipynb #8bf608bd
+def layer_groups(
+    model:nn.Sequential, # Body and head
+)->L: # Lists of weights: one for each layer of the body that has any, and one for the head
+    "Every child of the body as its own parameter group, for `splitter`"
+    return L(L(*model[0].children()).filter(lambda o: len(params(o))).map(params) + [params(model[1:])])
+
+# %% ../nbs/07_transfer_learning.ipynb #30db13fd
+def layer_decay(
+    rate:float, # Rate of the last group
+    n:int, # Number of groups
+    decay:float=1/2.6, # Factor from each group to the one before; 1/2.6 is Howard and Ruder's
+)->np.ndarray: # A rate for each group
+    "Rates that fall by a fixed factor from each group to the one before it"
+    return rate*decay**np.arange(n-1, -1, -1.)
+
+# %% ../nbs/07_transfer_learning.ipynb #973fdc4a
+def movement(
+    learn:Learner, # The learner after training
+    before:dict, # `snapshot(learn.model)` from before it
+)->pd.Series: # Relative L2 distance of each group, without unit
+    "How far the weights of each group moved from where they began"
+    names = {id(p): k for k,p in learn.model.named_parameters()}
+    res = []
+    for group in learn.opt.param_lists:
+        pairs = [(p.detach(), before[names[id(p)]]) for p in group if p.ndim>1]
+        moved,size = (sum(o.float().square().sum() for o in os).sqrt() for os in ([a-b for a,b in pairs], [b for _,b in pairs]))
+        res.append((moved/size).item())
+    return pd.Series(res, name='moved').rename_axis('group')
+
+# %% ../nbs/07_transfer_learning.ipynb #65b8b6ec
+def _fine_tune(epochs, **kwargs): return [dict(call='fine_tune', epochs=epochs, **kwargs)]
+def _unfreeze(epochs, rate): return [dict(call='fit_one_cycle', epochs=3, rate=3e-3), dict(call='unfreeze'), dict(call='fit_one_cycle', epochs=epochs, rate=rate)]
+
+CHAPTER_RUNS = {
+    'two-epochs':    dict(what='fine_tune(2)', frozen=10.62, final=8.05, seconds=24, steps=_fine_tune(2)),
+    'rate-too-high': dict(what='fine_tune(1, base_lr=0.1)', frozen=50.41, final=83.42, seconds=24, steps=_fine_tune(1, base_lr=0.1)),
+    'rate-found':    dict(what='fine_tune(2, base_lr=3e-3)', frozen=11.43, final=8.32, seconds=24, steps=_fine_tune(2, base_lr=3e-3)),
+    'unfreeze-6':    dict(what='fit_one_cycle(3, 3e-3), unfreeze, fit_one_cycle(6, 1e-5)', frozen=7.44, final=5.95, seconds=25, steps=_unfreeze(6, 1e-5)),
+    'slice-12':      dict(what='fit_one_cycle(3, 3e-3), unfreeze, fit_one_cycle(12, slice(1e-6,1e-4))', final=5.41, best=5.14, seconds=25, steps=_unfreeze(12, [1e-6,1e-4])),
+    'six-epochs':    dict(what='fine_tune(6, freeze_epochs=3), published with resnet50', final=5.48, seconds=26, steps=_fine_tune(6, freeze_epochs=3)),
+}
+
+# %% ../nbs/07_transfer_learning.ipynb #40b55636
+def run_steps(
+    learn:Learner, # A frozen learner
+    steps:list, # Dictionaries with `call` ('fine_tune', 'fit_one_cycle' or 'unfreeze') and its arguments; a rate of two numbers is a slice
+)->Learner: # `learn`, trained
+    "Train a learner as a list of steps says"
+    for step in steps:
+        args = {k: v for k,v in step.items() if k!='call'}
+        if isinstance(args.get('rate'), list): args['rate'] = slice(*args['rate'])
+        if step['call']=='unfreeze': freeze_to(learn, 0)
+        else: dict(fine_tune=fine_tune, fit_one_cycle=fit_one_cycle)[step['call']](learn, **args)
+    return learn
+
+# %% ../nbs/07_transfer_learning.ipynb #242f9ab1
+def machine(
+)->dict: # Words and numbers for JSON
+    "The hardware and the versions a run depends on"
+    cpuinfo = Path('/proc/cpuinfo')
+    names = re.findall(r'model name\s*:\s*(.+)', cpuinfo.read_text()) if cpuinfo.exists() else []
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return dict(system=platform.system(), processor=names[0] if names else platform.processor(), cores=os.cpu_count(), threads=torch.get_num_threads(), gpu=gpu,
+                python=platform.python_version(), **{o: version(o) for o in ('torch','torchvision','fastai','pets_nb')})
+
+# %% ../nbs/07_transfer_learning.ipynb #453ed95e
+def _settings(source, files, run, arch, size, bs, weights, seed, precision):
+    words = weights if weights in ('default','none') else f'{Path(weights).name}, sha256 {checksum(Path(weights).read_bytes())}'
+    return dict(run=run, steps=CHAPTER_RUNS[run]['steps'], source=source if source in ('oxford','drawn') else 'folder', pictures=len(files),
+                names=checksum(*(o.name for o in files)), arch=arch, weights=words, size=size, bs=bs, seed=seed, split='random 20 %', precision=precision)
+
+# %% ../nbs/07_transfer_learning.ipynb #8f548558
 class _Lines(Callback):
     "Print one line for each epoch instead of a progress bar"
     order = 56 # after History (55)
@@ -545,7 +565,7 @@ class _Lines(Callback):
         row = self.learn.history.rows[-1]
         print(f"{self.run_name}, epoch {len(self.learn.history.rows)}{' (frozen)' if row['frozen'] else ''}: error {100*row['error_rate']:.2f} %, {row['seconds']:.1f} s")
 
-# %% ../nbs/07_transfer_learning.ipynb #d8f83317
+# %% ../nbs/07_transfer_learning.ipynb #510c8fe8
 def run_chapter(
     source:str=None, # Pictures: a folder, 'oxford' or 'drawn'; default: see `get_pets`
     out_dir:Path='chapter_runs', # Folder of the records; finished runs are found there and not done again
@@ -570,14 +590,14 @@ def run_chapter(
     files = usable_pictures(path)
     make = partial(_settings, source, files, arch=arch, size=size, bs=bs, weights=weights, seed=seed, precision=precision)
     todo = {o: out_dir/f'{o}-seed{seed}.json' for o in names}
-    done = [o for o,file in todo.items() if _finished(file, make(o))]
+    done = [o for o,file in todo.items() if read_record(file, make(o))]
     if done: print(f"Already finished in {out_dir.name}: {', '.join(done)}")
     dls = pets_dls(path, size=size, bs=bs, seed=seed, num_workers=workers, files=files) if len(done)<len(todo) else None
     for name,file in todo.items():
         if name not in done: _run(name, file, dls, make(name), None if weights=='none' else weights, verbose)
     return chapter_table(out_dir)
 
-# %% ../nbs/07_transfer_learning.ipynb #2f98b669
+# %% ../nbs/07_transfer_learning.ipynb #c1dad8e6
 def _run(name, file, dls, settings, weights, verbose):
     "Train one run and write its record"
     start,began = time.perf_counter(),datetime.now(timezone.utc).isoformat(timespec='seconds')
@@ -587,7 +607,7 @@ def _run(name, file, dls, settings, weights, verbose):
     write_json(file, dict(settings=settings, breeds=dls.c, train=len(dls.train_ds), valid=len(dls.valid_ds), device=str(dls.device), began=began,
                           seconds=time.perf_counter()-start, machine=machine(), history=learn.history.rows))
 
-# %% ../nbs/07_transfer_learning.ipynb #cfe2afc9
+# %% ../nbs/07_transfer_learning.ipynb #59ffcc33
 def chapter_table(
     out_dir:Path='chapter_runs', # Folder of the records that `run_chapter` wrote
 )->pd.DataFrame: # One row for each run: published errors and ours, in percent; with several seeds their mean and sd

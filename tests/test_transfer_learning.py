@@ -214,6 +214,28 @@ def test_other_settings_are_refused(few, tmp_path):
     assert len(tl.run_chapter(str(few), tmp_path, runs='two-epochs', seed=43, **args))==len(tl.CHAPTER_RUNS)
     assert tl.chapter_table(tmp_path).loc['two-epochs',('ours','seeds')]==2
 
+def test_recipes_resume(tmp_path):
+    pictures = tl.PictureArray(torch.randint(0, 256, (20,3,16,16), dtype=torch.uint8), ['a','b']*10)
+    done = []
+    def recipe(name, fail=False):
+        def run(new):
+            if fail: raise KeyboardInterrupt
+            learn = new(weights=None)
+            tl.fit_one_cycle(learn, 1, 1e-3)
+            learn.notes = dict(steps=learn.train_iter)
+            done.append(name)
+            return learn
+        return run
+    args = dict(seeds=(1,), size=32, bs=8, records=tmp_path)
+    with pytest.raises(KeyboardInterrupt): tl.try_recipes(pictures, dict(a=recipe('a'), b=recipe('b', True)), **args)
+    table = tl.try_recipes(pictures, dict(a=recipe('a'), b=recipe('b')), **args)
+    assert done==['a','b'] and table.steps.tolist()==[2,2] and table.error.between(0, 1).all()
+    tl.try_recipes(pictures, dict(a=recipe('a')), **{**args, 'bs': 4})
+    assert done==['a','b','a']
+    fresh = tl.try_recipes(pictures, dict(a=recipe('a'), b=recipe('b')), **{**args, 'records': None})
+    assert fresh[['error','valid_loss']].equals(table[['error','valid_loss']])
+    assert len(tl.summarize(fresh))==2
+
 def test_chapter_faults(few, tmp_path):
     with pytest.raises(ValueError, match='no such run: three-epochs'): tl.run_chapter(str(few), tmp_path, runs='three-epochs', **args)
     with pytest.raises(ValueError, match="precision is 'int8'"): tl.run_chapter(str(few), tmp_path, precision='int8', **args)
