@@ -21,7 +21,7 @@ from torch import Tensor
 from fastcore.foundation import L
 from fastai.data.all import CategoryBlock, DataBlock, DataLoaders, IntToFloatTensor, TransformBlock
 from fastai.torch_core import default_device
-from fastai.vision.augment import Resize, aug_transforms
+from fastai.vision.augment import FlipItem, RandomResizedCrop, Resize, aug_transforms
 from fastai.vision.core import PILImage
 
 # %% ../nbs/02_presizing.ipynb #a6a542d9
@@ -227,8 +227,11 @@ def pets_block(
     item_size:int=None, # Side of the square each picture is first resized to, pixels; None is size*460/224, as in the chapter
     item_tfms=None, # Transforms of one picture; None is `Resize(item_size)`, [] is none
     batch_tfms=None, # Transforms of a batch; None is `aug_transforms(size=size, min_scale=0.75)`, [] is none
+    fast:bool=False, # Crop, flip and resize once in the workers, and change only the light of a batch? Then `item_size` is not used
 )->DataBlock: # Recipe that turns a list of files into data loaders
     "The chapter's `DataBlock`, with our ways of opening and labelling a picture"
+    if fast and item_tfms is None: item_tfms = [RandomResizedCrop(size, min_scale=0.75), FlipItem()]
+    if fast and batch_tfms is None: batch_tfms = aug_transforms(do_flip=False, max_rotate=0, max_zoom=1, max_warp=0)
     if item_tfms is None: item_tfms = Resize(default_item_size(size) if item_size is None else item_size)
     if batch_tfms is None: batch_tfms = aug_transforms(size=size, min_scale=0.75)
     return DataBlock(blocks=(TransformBlock(type_tfms=create_picture, batch_tfms=IntToFloatTensor), CategoryBlock(vocab=breeds)),
@@ -245,7 +248,7 @@ def _describe(files, labels, splitter, split, seed, sizes, bs, workers, device):
     tested = len({labels[i] for i in splitter.valid})
     print(f"{len(files):,} pictures of {len(set(labels))} breeds; {split} split{f' (seed {seed})' if split == 'random' else ''}: "
           f"{len(splitter.train):,} train, {len(splitter.valid):,} validation{f' ({tested} breeds)' if tested < len(set(labels)) else ''}; "
-          f"presized to {sizes[0]} px, batches of {bs} at {sizes[1]} px; {workers} workers; device {device}")
+          f"{f'presized to {sizes[0]} px' if sizes[0] else 'cropped once in the workers'}, batches of {bs} at {sizes[1]} px; {workers} workers; device {device}")
 
 # %% ../nbs/02_presizing.ipynb #a0a40ec5
 def pets_dls(
@@ -261,6 +264,7 @@ def pets_dls(
     files=None, # Picture files to use instead of the usable ones under `path`
     item_tfms=None, # Transforms of one picture; None is `Resize(item_size)`
     batch_tfms=None, # Transforms of a batch; None is `aug_transforms(size=size, min_scale=0.75)`
+    fast:bool=False, # Crop, flip and resize once in the workers instead of presizing? No rotation and no warp, and less work
 )->DataLoaders: # Training and validation batches of pictures and breeds
     "The chapter's data loaders: presized in the workers, augmented as a batch"
     if path is None and files is None: raise ValueError('Neither path nor files is given; name a folder, for example pets_dls(get_pets())')
@@ -271,6 +275,6 @@ def pets_dls(
     if item_size is None: item_size = default_item_size(size)
     if num_workers is None: num_workers = default_workers()
     bs,device = min(bs, len(splitter.train)),default_device() if device is None else torch.device(device)
-    _describe(files, labels, splitter, split, seed, (item_size, size), bs, num_workers, device)
-    block = pets_block(breeds, splitter, size, item_size, item_tfms, batch_tfms)
+    _describe(files, labels, splitter, split, seed, (None if fast else item_size, size), bs, num_workers, device)
+    block = pets_block(breeds, splitter, size, item_size, item_tfms, batch_tfms, fast)
     return block.dataloaders(files, path=Path(path or '.'), bs=bs, num_workers=num_workers, device=device)
