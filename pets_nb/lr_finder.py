@@ -7,9 +7,9 @@ Docs: https://pets-nb.github.io/pets_nb/lr_finder.html.md"""
 # %% auto #0
 __all__ = ['min_points', 'exponential_rate', 'SmoothedLoss', 'RateSweep', 'sweep_rates', 'preserved', 'RateSweepCallback',
            'run_sweep', 'suggest_minimum', 'suggest_steep', 'longest_fall', 'suggest_valley', 'slide_window',
-           'suggest_slide', 'fall_of', 'curve_problem', 'LRFinderResult', 'lr_find']
+           'suggest_slide', 'fall_of', 'curve_problem', 'LRFinderResult', 'lr_find', 'LRMap', 'lr_map']
 
-# %% ../nbs/06_lr_finder.ipynb #4c7813c3
+# %% ../nbs/06_lr_finder.ipynb #7ba34435
 import math, random
 from contextlib import contextmanager
 from .baseline import pets_learner
@@ -18,7 +18,7 @@ from torch import nn, Tensor
 from fastai.vision.all import *
 from fastprogress import progress_bar
 
-# %% ../nbs/06_lr_finder.ipynb #59e47f55
+# %% ../nbs/06_lr_finder.ipynb #419c1fa7
 def exponential_rate(
     start:float, # Rate at share 0, above 0; an array gives a rate for each parameter group
     end:float, # Rate at share 1, above 0
@@ -27,7 +27,7 @@ def exponential_rate(
     "Go from `start` to `end` by equal factors"
     return start*(end/start)**share
 
-# %% ../nbs/06_lr_finder.ipynb #e6239305
+# %% ../nbs/06_lr_finder.ipynb #4c842d33
 class SmoothedLoss:
     "Running average of losses, corrected for its start at zero"
     def __init__(self,
@@ -42,7 +42,7 @@ class SmoothedLoss:
         self.mean = torch.lerp(torch.as_tensor(loss, dtype=torch.float32), self.mean, self.beta)
         return (self.mean/(1-self.beta**self.n)).item()
 
-# %% ../nbs/06_lr_finder.ipynb #a86bd616
+# %% ../nbs/06_lr_finder.ipynb #ef4fe0e8
 class RateSweep:
     "The rates of a sweep, the losses seen so far, and the rule that ends it"
     def __init__(self,
@@ -62,14 +62,14 @@ class RateSweep:
     @property
     def history(self): return pd.DataFrame(self.rows, columns=['lr', 'loss', 'smooth_loss']).rename_axis('step')
 
-# %% ../nbs/06_lr_finder.ipynb #d1fa2aff
+# %% ../nbs/06_lr_finder.ipynb #c3f1e0fa
 def _rates(name, o):
     "A number, or an array with a number for each parameter group"
     a = np.array(o, dtype=float)
     if a.ndim>1 or not (np.isfinite(a) & (a>0)).all(): raise ValueError(f"{name} is {o!r}; expected a rate above 0, or a list with one for each parameter group")
     return float(a) if a.ndim==0 else a
 
-# %% ../nbs/06_lr_finder.ipynb #5b989ca1
+# %% ../nbs/06_lr_finder.ipynb #3f003a4d
 @patch
 def add(self:RateSweep,
     loss:float|Tensor, # Loss of the batch that was trained at the rate `lr`
@@ -84,13 +84,13 @@ def add(self:RateSweep,
     elif len(self.rows)>=self.num_it: self.stopped = f'all {self.num_it} steps were made'
     return self.stopped is not None
 
-# %% ../nbs/06_lr_finder.ipynb #1e66fdbd
+# %% ../nbs/06_lr_finder.ipynb #23acf201
 def _set_lr(opt, lr):
     "Give every parameter group the rate `lr`, or each its own"
     if hasattr(opt, 'set_hyper'): return opt.set_hyper('lr', list(lr) if np.ndim(lr) else lr)
     for group,rate in zip(opt.param_groups, np.broadcast_to(lr, len(opt.param_groups))): group['lr'] = float(rate)
 
-# %% ../nbs/06_lr_finder.ipynb #2a037597
+# %% ../nbs/06_lr_finder.ipynb #f4039c23
 def _again(batches):
     "The batches over and over"
     while True:
@@ -98,7 +98,7 @@ def _again(batches):
         for n,b in enumerate(batches, 1): yield b
         if n==0: raise ValueError("there is no batch to train on: is the training set smaller than the batch size? Use a smaller batch size (bs=...)")
 
-# %% ../nbs/06_lr_finder.ipynb #f0ee865a
+# %% ../nbs/06_lr_finder.ipynb #7f0fe221
 def sweep_rates(
     model:nn.Module, # Trained in place: keep a copy
     batches, # Iterable of (inputs, targets), started again when it runs out
@@ -117,7 +117,7 @@ def sweep_rates(
         opt.zero_grad()
         if sweep.add(loss.detach()): return sweep
 
-# %% ../nbs/06_lr_finder.ipynb #a7943c1e
+# %% ../nbs/06_lr_finder.ipynb #1f148b87
 def _keep_tensor(o, seen):
     if o.is_inference() or o.layout!=torch.strided: return lambda: o
     overlaps = any(step==0 and n>1 for step,n in zip(o.stride(), o.shape)) # such as an expanded tensor: it cannot be written to
@@ -130,7 +130,7 @@ def _keep_tensor(o, seen):
         return o
     return back
 
-# %% ../nbs/06_lr_finder.ipynb #fbf6c0d9
+# %% ../nbs/06_lr_finder.ipynb #435f55cc
 def _keep_items(o, seen):
     kept = {k:_keep(v, seen) for k,v in o.items()} if isinstance(o, dict) else [_keep(v, seen) for v in o]
     def back():
@@ -141,7 +141,7 @@ def _keep_items(o, seen):
         return o
     return back
 
-# %% ../nbs/06_lr_finder.ipynb #60c07469
+# %% ../nbs/06_lr_finder.ipynb #8a00e1dc
 def _keep_state(o, get, set):
     old = get()
     def back(): set(old); return o
@@ -157,11 +157,11 @@ def _keep_loader(o, seen):
         return o
     return back
 
-# %% ../nbs/06_lr_finder.ipynb #01188ef1
+# %% ../nbs/06_lr_finder.ipynb #fe786bbb
 _with_state = (nn.Module, Learner, Callback, Metric, Optimizer, OptimWrapper, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler,
                torch.amp.GradScaler, torch.utils.data.Sampler, DataLoaders, L)
 
-# %% ../nbs/06_lr_finder.ipynb #e5ad08f1
+# %% ../nbs/06_lr_finder.ipynb #54bf56a2
 def _keep(o, seen):
     "A function that gives `o` back as it is now"
     if id(o) in seen: return lambda: o
@@ -177,7 +177,7 @@ def _keep(o, seen):
     def back(): state(); return o
     return back
 
-# %% ../nbs/06_lr_finder.ipynb #32210f18
+# %% ../nbs/06_lr_finder.ipynb #6beb35f1
 def _keep_random():
     states = [(random.setstate, random.getstate()), (np.random.set_state, np.random.get_state()), (torch.set_rng_state, torch.get_rng_state())]
     if torch.cuda.is_available(): states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
@@ -195,7 +195,7 @@ def _keep_autocast():
         if depth==0: torch.clear_autocast_cache()
     return back
 
-# %% ../nbs/06_lr_finder.ipynb #05a1e7b3
+# %% ../nbs/06_lr_finder.ipynb #6226cc8f
 @contextmanager
 def preserved(
     learn:Learner, # Anything may be done to it inside the block
@@ -213,7 +213,7 @@ def _finish(back):
         _finish(back)
         raise
 
-# %% ../nbs/06_lr_finder.ipynb #f991e859
+# %% ../nbs/06_lr_finder.ipynb #3fdbcb2f
 class RateSweepCallback(Callback):
     "Set the rate before each batch and stop the training when the sweep is over"
     order,run_valid,name = 60,False,'lr_finder'
@@ -229,7 +229,7 @@ class RateSweepCallback(Callback):
         if done: raise CancelFitException()
     def before_validate(self): raise CancelValidException()
 
-# %% ../nbs/06_lr_finder.ipynb #7cf3a3bc
+# %% ../nbs/06_lr_finder.ipynb #24fb80a5
 def run_sweep(
     learn:Learner, # Put back exactly as it was afterwards
     sweep:RateSweep, # A new one
@@ -247,7 +247,7 @@ def run_sweep(
             if bar: bar.on_iter_end()
     return sweep
 
-# %% ../nbs/06_lr_finder.ipynb #32d25965
+# %% ../nbs/06_lr_finder.ipynb #d7554f27
 def suggest_minimum(
     lrs:Tensor, # Rates, rising
     losses:Tensor, # Smoothed losses
@@ -255,7 +255,7 @@ def suggest_minimum(
     "A tenth of the rate at the lowest loss"
     return lrs[losses.argmin()].item()/10
 
-# %% ../nbs/06_lr_finder.ipynb #a9052590
+# %% ../nbs/06_lr_finder.ipynb #7479291d
 def suggest_steep(
     lrs:Tensor, # Rates, rising
     losses:Tensor, # Smoothed losses
@@ -264,7 +264,7 @@ def suggest_steep(
     slopes = (losses[1:]-losses[:-1])/(lrs[1:].log()-lrs[:-1].log())
     return lrs[slopes.argmin()].item()
 
-# %% ../nbs/06_lr_finder.ipynb #d373b1db
+# %% ../nbs/06_lr_finder.ipynb #2dca9b30
 def longest_fall(
     losses:Tensor, # Smoothed losses
 )->tuple: # Indices of its start (-1 if it begins at the first point) and of its end
@@ -284,7 +284,7 @@ def suggest_valley(
     third = (end-start)/3
     return lrs[start+int(third)+int(third/2)].item()
 
-# %% ../nbs/06_lr_finder.ipynb #a4b4f419
+# %% ../nbs/06_lr_finder.ipynb #e9d475a3
 def slide_window(
     losses:Tensor, # Smoothed losses
     width:int=15, # Steps between the ends of the window
@@ -304,7 +304,7 @@ def suggest_slide(
     "The left end of the last window, coming from the right, in which the curve bends"
     return lrs[slide_window(losses)[0]].item()
 
-# %% ../nbs/06_lr_finder.ipynb #bddd9cb4
+# %% ../nbs/06_lr_finder.ipynb #ab03a7cf
 def fall_of(
     history:pd.DataFrame, # Columns `loss` and `smooth_loss`, one row for each step from the first
     first:int=0, # First step to look at
@@ -319,7 +319,7 @@ def fall_of(
     errors = [sd*math.sqrt((1-beta)/(1+beta)*(1+beta**k)/(1-beta**k)) for k in (first+1, first+low+1)]
     return float(smooth[0]-smooth[low]), float(np.hypot(*errors))
 
-# %% ../nbs/06_lr_finder.ipynb #2cabc95c
+# %% ../nbs/06_lr_finder.ipynb #7806aa12
 min_points = 25 # Fewest usable points of a curve
 
 def curve_problem(
@@ -333,7 +333,7 @@ def curve_problem(
     if not np.isfinite(smooth[:1]).all(): return f"the loss is {history.loss.iloc[0]} from the first step: look at the model's output and the loss function, no rate can mend that"
     if last-first<min_points:
         return (f"the curve has only {max(0, last-first)} usable points of {len(smooth)} steps and {min_points} are needed: " +
-                ("use a smaller start_lr or end_lr, or more steps (num_it)" if stopped_early else "use more steps (num_it=100)"))
+                ("use a smaller start_lr, or stop_div=False if the loss was never large" if stopped_early else "use more steps (num_it=100)"))
     used = smooth[first:last]
     fall,error = fall_of(history, first, last)
     if np.ptp(used)<=0.005*abs(used[0]): return "the loss hardly changes over all rates: is anything trained (frozen)? Or use a larger end_lr"
@@ -342,7 +342,7 @@ def curve_problem(
     if fall<=0.01*abs(used[0]): return f"the loss falls by only {100*fall/abs(used[0]):.1g} %: the model has learned these pictures already, or a larger end_lr is needed"
     if used.argmin()==len(used)-1 and not stopped_early: return "the loss still falls at the largest rate: use a larger end_lr"
 
-# %% ../nbs/06_lr_finder.ipynb #20f8b718
+# %% ../nbs/06_lr_finder.ipynb #d0697511
 _rules = dict(minimum=(suggest_minimum, 'a tenth of the rate at the lowest loss'), steep=(suggest_steep, 'where the loss falls fastest'),
               valley=(suggest_valley, 'middle of the longest way down'), slide=(suggest_slide, 'last place before the curve bends up'))
 
@@ -362,7 +362,7 @@ class LRFinderResult:
         if self.problem: raise ValueError(f"no suggestion, because {self.problem}")
         return self.suggestions.lr[name]
 
-# %% ../nbs/06_lr_finder.ipynb #12c4ad9c
+# %% ../nbs/06_lr_finder.ipynb #19affb97
 @patch(as_prop=True)
 def usable(self:LRFinderResult)->slice: # Steps
     "The steps that the rules see: without the first tenth of the sweep, its last 5 steps, and all from the first loss that is no number"
@@ -381,7 +381,7 @@ def problem(self:LRFinderResult)->str|None:
     early = len(self.history)<self.num_it or not np.isfinite(self.history.smooth_loss).all()
     return curve_problem(self.history, self.usable.start, self.usable.stop, early)
 
-# %% ../nbs/06_lr_finder.ipynb #1cb6174c
+# %% ../nbs/06_lr_finder.ipynb #15cc71a0
 @patch(as_prop=True)
 def suggestions(self:LRFinderResult)->pd.DataFrame: # A row for each rule, none if there is a problem
     "The rates that the four rules pick, and what they look at"
@@ -396,12 +396,19 @@ def confidence(self:LRFinderResult)->str: # 'none', 'low' or 'good'
     rates = self.suggestions.lr
     return 'good' if fall>8*error and rates.max()<=30*rates.min() else 'low'
 
-# %% ../nbs/06_lr_finder.ipynb #800fa4d4
+@patch(as_prop=True)
+def rise(self:LRFinderResult)->float|None: # A rate; `None` if the curve does not rise
+    "The last rate before the smoothed loss is for good more than a tenth above its lowest point"
+    lrs,losses = self.curve
+    low = torch.nonzero(losses<=1.1*losses.min()) if len(losses) else []
+    return lrs[low[-1]].item() if len(low) and low[-1]<len(losses)-1 else None
+
+# %% ../nbs/06_lr_finder.ipynb #82c3b6c4
 @patch
 def __repr__(self:LRFinderResult):
     lrs = self.history.lr
     head = f"{len(lrs)} steps from {lrs.iloc[0]:.1e} to {lrs.iloc[-1]:.1e}{'; '+self.stopped if self.stopped else ''}\n"
-    if self.problem: return head+f"No suggestion: {self.problem}"
+    if self.problem: return head+f"No suggestion: {self.problem}"+(f"; the loss rises from {self.rise:.1e} on" if self.rise else '')
     return head+', '.join(f"{k} {v:.1e}" for k,v in self.suggestions.lr.items())+f"; confidence: {self.confidence}"
 
 @patch
@@ -410,7 +417,7 @@ def _repr_html_(self:LRFinderResult):
     lines = repr(self).split('\n')
     return f"<p>{lines[0]}</p>{table}<p>{lines[1] if self.problem else 'Confidence: '+self.confidence}</p>"
 
-# %% ../nbs/06_lr_finder.ipynb #0e420eb2
+# %% ../nbs/06_lr_finder.ipynb #75b884a7
 @patch
 def plot(self:LRFinderResult,
     ax:plt.Axes=None, # Where to draw; `None` makes a figure
@@ -431,7 +438,7 @@ def plot(self:LRFinderResult,
     ax.legend(fontsize=9)
     return ax
 
-# %% ../nbs/06_lr_finder.ipynb #4b9c5842
+# %% ../nbs/06_lr_finder.ipynb #ea560605
 @patch
 def plot_rules(self:LRFinderResult,
     figsize:tuple=(9,5.2), # Inches
@@ -448,7 +455,7 @@ def plot_rules(self:LRFinderResult,
     for ax in axes[1]: ax.set_xlabel('learning rate')
     return axes
 
-# %% ../nbs/06_lr_finder.ipynb #3a5f71bb
+# %% ../nbs/06_lr_finder.ipynb #1d0e34de
 def _mark_minimum(ax, x, y):
     i = int(y.argmin())
     ax.annotate('', (x[i]/10, y[i]), (x[i], y[i]), arrowprops=dict(arrowstyle='->', color='C1', lw=2))
@@ -472,7 +479,7 @@ def _mark_slide(ax, x, y):
 
 _mark = dict(minimum=_mark_minimum, steep=_mark_steep, valley=_mark_valley, slide=_mark_slide)
 
-# %% ../nbs/06_lr_finder.ipynb #9b4939d2
+# %% ../nbs/06_lr_finder.ipynb #b1b974a9
 def lr_find(
     learn:Learner, # Put back exactly as it was afterwards, also if the sweep is interrupted or fails
     start_lr:float=1e-7, # First rate; a list has a rate for each parameter group
@@ -485,3 +492,68 @@ def lr_find(
     "Train with a growing learning rate, undo everything, and say what the losses suggest"
     sweep = run_sweep(learn, RateSweep(start_lr, end_lr, num_it, stop_div), seed, progress)
     return LRFinderResult(sweep.history, num_it, sweep.stopped)
+
+# %% ../nbs/06_lr_finder.ipynb #c92b4f0d
+class LRMap:
+    "Final loss and error of training runs at many rates"
+    def __init__(self,
+        table:pd.DataFrame # Columns `lr`, `seed`, `loss`, `error`, one row for each run
+    ): self.table = table
+    @property
+    def summary(self): return self.table.groupby('lr').error.agg(['mean', 'std'])
+    @property
+    def best(self): return self.summary['mean'].idxmin()
+    def __repr__(self): return f"{len(self.table)} runs at {len(self.summary)} rates; best: {100*self.summary['mean'].min():.1f} % at {self.best:.1e}"
+
+    def error_at(self,
+        lr:float # Learning rate inside the range of the map
+    )->float: # Mean error, interpolated between the neighbouring rates on the log axis
+        "The mean error that a rate would have given"
+        s = self.summary
+        return float(np.interp(math.log(lr), np.log(s.index), s['mean']))
+
+# %% ../nbs/06_lr_finder.ipynb #4ddc0869
+def lr_map(
+    make_learner:Callable, # Takes a seed, returns a learner
+    rates, # Learning rates to train with
+    seeds=(0,1,2), # One learner for each seed
+    fit:Callable=lambda learn, lr: learn.fit_one_cycle(3, lr), # The training run
+)->LRMap: # `.table`, `.summary`, `.plot()`
+    "Train at every rate from the same start and note the final validation loss and error (the first metric)"
+    rows = []
+    for seed in seeds:
+        learn = make_learner(seed)
+        for lr in rates:
+            with preserved(learn), learn.no_bar(), learn.no_logging():
+                fit(learn, float(lr))
+                loss,error,*_ = learn.validate()
+            rows.append((float(lr), seed, loss, error))
+    return LRMap(pd.DataFrame(rows, columns=['lr', 'seed', 'loss', 'error']))
+
+# %% ../nbs/06_lr_finder.ipynb #e0f2f268
+@patch
+def judge(self:LRMap,
+    result:LRFinderResult, # What the finder said about the same learner
+)->pd.DataFrame: # A row for each rule
+    "What each suggestion costs in comparison with the best rate of the map"
+    rates = {**result.suggestions.lr, **({'a tenth of rise': result.rise/10} if result.rise else {})}
+    table = pd.DataFrame({'lr': rates}).rename_axis('rule')
+    table['error'] = [self.error_at(o) for o in table.lr]
+    table['points above the best'] = 100*(table.error-self.summary['mean'].min())
+    return table
+
+@patch
+def plot(self:LRMap,
+    result:LRFinderResult=None, # Suggestions to mark
+    ax:plt.Axes=None, # Where to draw; `None` makes a figure
+    title:str='Error after training at one rate', # Title of the picture
+)->plt.Axes:
+    "Draw the final error over the learning rate"
+    ax,s = ax or plt.subplots(figsize=(7,3.6))[1],100*self.summary
+    ax.errorbar(s.index, s['mean'], s['std'].fillna(0), fmt='o-', capsize=3, color='C0')
+    for i,(name,row) in enumerate((self.judge(result) if result else pd.DataFrame()).iterrows()):
+        ax.axvline(row.lr, color=f'C{i+1}', ls='--', lw=1)
+        ax.plot(row.lr, 100*row.error, 'osD^v'[i], color=f'C{i+1}', ms=8, label=f'{name} {row.lr:.1e}')
+    ax.set(xscale='log', xlabel='highest learning rate (log scale)', ylabel='validation error, %', title=title)
+    if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=9)
+    return ax

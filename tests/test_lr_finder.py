@@ -357,3 +357,25 @@ def test_pictures():
     assert ax.get_xscale()=='log' and ax.get_title(loc='left')+ax.get_title()
     assert len(result.plot_rules().flat)==4
     plt.close('all')
+
+def test_rise():
+    result = LRFinderResult(history_of(fall), 100)
+    x,y = result.curve
+    assert y[x<=result.rise][-1]<=1.1*y.min() and (y[x>result.rise]>1.1*y.min()).all()
+    assert LRFinderResult(history_of(np.linspace(4,2,100))).rise is None and LRFinderResult(history_of([3.])).rise is None
+    rises = LRFinderResult(history_of(np.r_[np.full(50, 1.), np.linspace(1, 4, 50)]))
+    assert rises.problem and rises.rise and 'the loss rises from' in repr(rises)
+
+def test_map_leaves_learners_and_interpolates():
+    learn = make()
+    before = fingerprint(learn)
+    found = lr_map(lambda seed: learn, [1e-6, 1e-2], seeds=[0,1], fit=lambda o, lr: o.fit(1, lr))
+    assert_same(before, fingerprint(learn))
+    assert len(found.table)==4 and found.table.error.between(0, 1).all() and found.best in (1e-6, 1e-2)
+    assert found.table[found.table.seed==0].error.tolist()==found.table[found.table.seed==1].error.tolist() # same learner, same random state
+    m = found.summary['mean']
+    np.testing.assert_allclose(found.error_at(1e-4), m.mean())
+    result = LRFinderResult(history_of(fall), 100)
+    assert [*found.judge(result).index]==[*rules, 'a tenth of rise'] and (found.judge(result)['points above the best']>=0).all()
+    found.plot(result); found.plot()
+    plt.close('all')
