@@ -12,7 +12,7 @@ __all__ = ['CHAPTER_RUNS', 'PictureArray', 'load_pictures', 'memory_dls', 'first
            'checksum', 'read_record', 'try_recipes', 'summarize', 'plot_recipes', 'layer_groups', 'layer_decay',
            'movement', 'run_steps', 'machine', 'run_chapter', 'chapter_table']
 
-# %% ../nbs/07_transfer_learning.ipynb #5b1008c3
+# %% ../nbs/07_transfer_learning.ipynb #fcab6f8b
 import hashlib, json, math, os, platform, re, time
 from contextlib import nullcontext
 from datetime import datetime, timezone
@@ -34,7 +34,7 @@ from fastai.vision.augment import aug_transforms
 from fastcore.foundation import L
 from PIL import Image, ImageOps
 
-# %% ../nbs/07_transfer_learning.ipynb #842364c7
+# %% ../nbs/07_transfer_learning.ipynb #174292c0
 class PictureArray:
     "Presized pictures and their breeds, kept in memory"
     def __init__(self,
@@ -49,7 +49,7 @@ class PictureArray:
         n,_,side,_ = self.pixels.shape
         return f'{n} pictures of {len(self.vocab)} breeds, {side}x{side} pixels, {self.pixels.numel()/2**20:.0f} MiB'
 
-# %% ../nbs/07_transfer_learning.ipynb #34e1d275
+# %% ../nbs/07_transfer_learning.ipynb #1fd928b3
 def load_pictures(
     path:Path, # Folder of pictures, as from `get_pets`
     side:int=96, # Side of the stored squares, pixels; about twice the size of the batches leaves room for augmentation
@@ -62,7 +62,7 @@ def load_pictures(
     pixels = np.stack([one(o) for o in files])
     return PictureArray(torch.from_numpy(pixels).permute(0,3,1,2).contiguous(), BreedLabeller().labels_of(files))
 
-# %% ../nbs/07_transfer_learning.ipynb #8551ea89
+# %% ../nbs/07_transfer_learning.ipynb #78a095cb
 def memory_dls(
     pictures:PictureArray, # From `load_pictures`
     size:int=48, # Side of the square pictures in a batch, pixels
@@ -80,7 +80,7 @@ def memory_dls(
         batch_tfms=aug_transforms(size=size, min_scale=0.75) if batch_tfms is None else batch_tfms)
     return block.dataloaders(range(len(pictures)), bs=min(bs, len(train)), num_workers=0, device=default_device() if device is None else device)
 
-# %% ../nbs/07_transfer_learning.ipynb #5868e6f8
+# %% ../nbs/07_transfer_learning.ipynb #f77f1548
 def first_filters(
     model:nn.Module, # A network for RGB pictures
 )->Tensor: # Filters as pictures, shape (n, height, width, 3), each scaled to use the range 0 to 1; 0.5 is a weight of 0
@@ -88,7 +88,7 @@ def first_filters(
     weight = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).weight.detach()
     return (0.5 + weight/(2*weight.abs().amax((1,2,3), keepdim=True))).permute(0,2,3,1)
 
-# %% ../nbs/07_transfer_learning.ipynb #a9d009ba
+# %% ../nbs/07_transfer_learning.ipynb #b4299921
 def layer_activations(
     body:nn.Sequential, # A body, or any other sequence of layers
     x:Tensor, # A batch of pictures, normalised, shape (N, 3, height, width)
@@ -104,7 +104,7 @@ def layer_activations(
         for m,mode in modes: m.training = mode
     return res
 
-# %% ../nbs/07_transfer_learning.ipynb #10e697e5
+# %% ../nbs/07_transfer_learning.ipynb #21f0e105
 def plot_activations(
     activations:dict, # From `layer_activations`
     layers:list=None, # Names of the layers to show; None: all
@@ -122,7 +122,7 @@ def plot_activations(
         part.suptitle(f'{name}: {a.shape[0]} channels, {a.shape[1]}x{a.shape[2]}', x=0.01, ha='left', fontsize=10)
     return fig
 
-# %% ../nbs/07_transfer_learning.ipynb #9f42583f
+# %% ../nbs/07_transfer_learning.ipynb #d37c3482
 def linear_readout(
     train:Tensor, # Features of the training pictures, shape (N, C)
     y:Tensor, # Their classes, shape (N,)
@@ -136,7 +136,7 @@ def linear_readout(
     weight = torch.linalg.solve(a.T@a + l2*torch.eye(a.shape[1]), a.T@(target-target.mean(0)))
     return (b@weight + target.mean(0)).argmax(1)
 
-# %% ../nbs/07_transfer_learning.ipynb #6af972df
+# %% ../nbs/07_transfer_learning.ipynb #0ed343f3
 def cut(
     model:nn.Module, # A classifier
     n:int=None, # Number of children to keep, negative to count from the end; None: all before the last one that pools
@@ -145,17 +145,20 @@ def cut(
     children = list(model.children())
     pools = [i for i,o in enumerate(children) if any(re.search(r'Pool[123]d$', type(m).__name__) for m in o.modules())]
     if n is None and not pools:
-        raise ValueError(f"no pooling layer in {type(model).__name__} ({', '.join(type(o).__name__ for o in children[:10])}): give n, the number of children to keep")
+        found = ', '.join(type(o).__name__ for o in children[:10])
+        raise ValueError(f"no pooling layer in {type(model).__name__} ({found}): give n, the number of children to keep")
     body = nn.Sequential(*children[:pools[-1] if n is None else n])
-    if not len(body): raise ValueError(f"cut at {n if n is not None else pools[-1]} leaves nothing of the {len(children)} children of {type(model).__name__}")
+    if not len(body):
+        raise ValueError(f"cut at {pools[-1] if n is None else n} leaves nothing of the {len(children)} children of {type(model).__name__}: "
+                         "give n, the number of children to keep")
     return body
 
-# %% ../nbs/07_transfer_learning.ipynb #39f950da
+# %% ../nbs/07_transfer_learning.ipynb #2ff0c744
 class ConcatPool(nn.Module):
     "Maximum and mean of every channel over the picture, one after the other"
     def forward(self, x): return torch.cat([F.adaptive_max_pool2d(x, 1), F.adaptive_avg_pool2d(x, 1)], 1)
 
-# %% ../nbs/07_transfer_learning.ipynb #e346e3b2
+# %% ../nbs/07_transfer_learning.ipynb #85865a72
 def create_head(
     nf:int, # Channels of the body's last layer
     n_out:int, # Number of classes
@@ -170,7 +173,7 @@ def create_head(
         if isinstance(m, nn.BatchNorm1d): nn.init.constant_(m.bias, 1e-3)
     return head
 
-# %% ../nbs/07_transfer_learning.ipynb #b205a712
+# %% ../nbs/07_transfer_learning.ipynb #d4c77f76
 def replace_head(
     model:nn.Module, # A pretrained classifier
     n_out:int, # Number of classes of the new task
@@ -185,7 +188,7 @@ def replace_head(
         if isinstance(m, nn.Linear): nn.init.kaiming_normal_(m.weight)
     return nn.Sequential(body, head).train(model.training)
 
-# %% ../nbs/07_transfer_learning.ipynb #b261b936
+# %% ../nbs/07_transfer_learning.ipynb #8d0a5528
 def group_table(
     learn:Learner, # Any learner
 )->pd.DataFrame: # One row for each group: `layers`, `weights`, `trained` (weights that require a gradient), `lr` (the current rate)
@@ -199,7 +202,7 @@ def group_table(
                          trained=sum(p.numel() for p in group if p.requires_grad), lr=hyper['lr']))
     return pd.DataFrame(rows).rename_axis('group')
 
-# %% ../nbs/07_transfer_learning.ipynb #e3731792
+# %% ../nbs/07_transfer_learning.ipynb #ef15d716
 def freeze_to(
     learn:Learner, # The learner to change
     n:int, # First group that is trained; negative to count from the end, 0 trains all
@@ -208,7 +211,8 @@ def freeze_to(
     "Freeze all parameter groups before the `n`-th, and restart the optimizer's averages"
     if learn.opt is None: learn.create_opt()
     groups = learn.opt.param_lists
-    if not -len(groups)<=n<len(groups): raise ValueError(f"cannot freeze up to group {n}: this learner has {len(groups)} groups, 0 to {len(groups)-1}")
+    if not -len(groups)<=n<len(groups):
+        raise ValueError(f"cannot freeze up to group {n}: this learner has {len(groups)} groups, 0 to {len(groups)-1}")
     learn.opt.frozen_idx = n%len(groups)
     norm = {id(p) for m in learn.model.modules() if isinstance(m, norm_types) for p in m.parameters()}
     for i,group in enumerate(groups):
@@ -217,14 +221,14 @@ def freeze_to(
             if not p.requires_grad: p.grad = None
     learn.opt.clear_state()
 
-# %% ../nbs/07_transfer_learning.ipynb #cd4e2ce3
+# %% ../nbs/07_transfer_learning.ipynb #dabcd0db
 def snapshot(
     model:nn.Module, # The network
 )->dict: # Copies of all weights and buffers by name
     "A copy of a network's state"
     return {k: v.detach().clone() for k,v in model.state_dict().items()}
 
-# %% ../nbs/07_transfer_learning.ipynb #b79db411
+# %% ../nbs/07_transfer_learning.ipynb #029a04bd
 def changed_tensors(
     model:nn.Module, # The network after some training
     before:dict, # From `snapshot`
@@ -239,7 +243,7 @@ def changed_tensors(
             if not k.endswith('num_batches_tracked')]
     return pd.DataFrame(rows, columns=['part','tensors','changed']).groupby(['part','tensors']).changed.agg(n='size', changed='sum')
 
-# %% ../nbs/07_transfer_learning.ipynb #652489ff
+# %% ../nbs/07_transfer_learning.ipynb #58deb053
 def cosine(
     start:float, # Value at position 0; also an array
     end:float, # Value at position 1; also an array
@@ -248,7 +252,7 @@ def cosine(
     "Half a cosine from `start` to `end`: flat at both ends, steepest in the middle"
     return start + (1 + math.cos(math.pi*(1-pos)))*(end-start)/2
 
-# %% ../nbs/07_transfer_learning.ipynb #3f2eec58
+# %% ../nbs/07_transfer_learning.ipynb #2e5e3901
 def one_cycle(
     pos:float, # How much of the training is done, from 0 to 1
     start:float, # Value at the beginning; also an array, one value for each group
@@ -262,7 +266,7 @@ def one_cycle(
     last = turn + np.float32(1-pct_start)
     return cosine(middle, end, float((pos-turn)/(last-turn)))
 
-# %% ../nbs/07_transfer_learning.ipynb #fed49b40
+# %% ../nbs/07_transfer_learning.ipynb #8026c1b7
 def spread_rates(
     rate:float|slice|list, # One rate, a rate for each group, `slice(high)` or `slice(low, high)`
     n:int, # Number of groups
@@ -278,7 +282,7 @@ def spread_rates(
     if len(rates)!=n: raise ValueError(f"{len(rates)} rates for {n} parameter groups: give one rate, one for each group, or a slice")
     return rates
 
-# %% ../nbs/07_transfer_learning.ipynb #24868a23
+# %% ../nbs/07_transfer_learning.ipynb #39ce58e5
 def cycle_values(
     pos:float, # How much of the training is done, from 0 to 1
     rates:np.ndarray, # Highest rate of each group
@@ -290,7 +294,7 @@ def cycle_values(
     "Rates and momentum at one position of the cycle"
     return one_cycle(pos, rates/div, rates, rates/div_final, pct_start), one_cycle(pos, *moms, pct_start)
 
-# %% ../nbs/07_transfer_learning.ipynb #0aa82a5c
+# %% ../nbs/07_transfer_learning.ipynb #95d67c40
 def cycle_table(
     epochs:int, # Number of epochs
     n_batches:int, # Steps in an epoch
@@ -307,7 +311,7 @@ def cycle_table(
             pos += 1/(n_batches*epochs)
     return pd.DataFrame(rows, columns=[*(f'group {i}' for i in range(len(rates))), 'momentum']).rename_axis('step')
 
-# %% ../nbs/07_transfer_learning.ipynb #dd035b3a
+# %% ../nbs/07_transfer_learning.ipynb #15644c6b
 class OneCycle(Callback):
     "Set the rate of each group and the momentum before every step"
     order,run_valid = 60,False
@@ -321,7 +325,7 @@ class OneCycle(Callback):
         self.opt.set_hyper('lr', list(lrs))
         self.opt.set_hyper('mom', mom)
 
-# %% ../nbs/07_transfer_learning.ipynb #9b5e2db5
+# %% ../nbs/07_transfer_learning.ipynb #f5d0ab5b
 def fit_one_cycle(
     learn:Learner, # The learner to train
     epochs:int, # Number of epochs
@@ -339,7 +343,7 @@ def fit_one_cycle(
     cycle = OneCycle(rates, div=div, div_final=div_final, pct_start=pct_start, moms=learn.moms if moms is None else moms)
     learn.fit(epochs, cbs=[cycle, *L(kwargs.pop('cbs', None))], **kwargs)
 
-# %% ../nbs/07_transfer_learning.ipynb #cf4b210f
+# %% ../nbs/07_transfer_learning.ipynb #2c69f1c7
 def fine_tune(
     learn:Learner, # A learner with a pretrained body
     epochs:int, # Epochs in which all groups are trained
@@ -356,7 +360,7 @@ def fine_tune(
     freeze_to(learn, 0)
     fit_one_cycle(learn, epochs, slice(base_lr/2/lr_mult, base_lr/2), pct_start=pct_start, div=div, **kwargs)
 
-# %% ../nbs/07_transfer_learning.ipynb #e130be90
+# %% ../nbs/07_transfer_learning.ipynb #c77dffa8
 class RateRecorder(Callback):
     "Keep the rate of each group and the momentum of every training step"
     order,run_valid = 61,False # after the scheduler (60)
@@ -366,7 +370,7 @@ class RateRecorder(Callback):
     @property
     def table(self): return pd.DataFrame(self.rows, columns=[*(f'group {i}' for i in range(len(self.rows[0])-1)), 'momentum']).rename_axis('step')
 
-# %% ../nbs/07_transfer_learning.ipynb #e355dc27
+# %% ../nbs/07_transfer_learning.ipynb #564f8cad
 def bfloat16(
     on:bool=True, # Round to bfloat16? `False` gives a context that does nothing
     device:str='cpu', # Kind of device, such as 'cpu' or 'cuda'
@@ -374,13 +378,13 @@ def bfloat16(
     "A context in which matrix products and convolutions are computed in bfloat16, safe around a whole training run"
     return torch.autocast(torch.device(device).type, torch.bfloat16, cache_enabled=False) if on else nullcontext()
 
-# %% ../nbs/07_transfer_learning.ipynb #a44bfbef
+# %% ../nbs/07_transfer_learning.ipynb #81902137
 def _quiet(learn):
     learn.remove_cb(ProgressCallback)
     learn.logger = lambda row: None
     return learn
 
-# %% ../nbs/07_transfer_learning.ipynb #107da1a8
+# %% ../nbs/07_transfer_learning.ipynb #9109bfdd
 def write_json(
     path:Path, # File to write
     data:dict, # Anything that JSON can hold; numbers that are not finite become `null`
@@ -401,7 +405,7 @@ def write_json(
     finally: part.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/07_transfer_learning.ipynb #0d8fe996
+# %% ../nbs/07_transfer_learning.ipynb #11841d66
 def checksum(
     *parts, # Bytes, or anything with a stable `str`
 )->str: # 16 hexadecimal digits of SHA-256
@@ -410,7 +414,7 @@ def checksum(
     for part in parts: h.update(part if isinstance(part, bytes) else str(part).encode()+b'\n')
     return h.hexdigest()[:16]
 
-# %% ../nbs/07_transfer_learning.ipynb #15890c4d
+# %% ../nbs/07_transfer_learning.ipynb #d5477b16
 def read_record(
     file:Path, # A record, which may not exist
     settings:dict, # What it has to be the record of
@@ -420,14 +424,14 @@ def read_record(
     try: record = json.loads(file.read_text(encoding='utf-8'))
     except ValueError: record = None
     if not isinstance(record, dict) or not record.get('history') or 'settings' not in record:
-        print(f"{file.name}: not a complete record, the run is done again")
+        print(f"{file.name}: not a complete record, not used")
         return None
     old,new = record['settings'],json.loads(json.dumps(settings))
     differ = [f'{k}: {old.get(k)!r}, now {v!r}' for k,v in new.items() if old.get(k)!=v]
     if differ: raise ValueError(f"{file} is the record of another experiment ({'; '.join(differ)}): choose another folder, or delete the file")
     return record
 
-# %% ../nbs/07_transfer_learning.ipynb #17cc535d
+# %% ../nbs/07_transfer_learning.ipynb #67ce8a5a
 def try_recipes(
     pictures:PictureArray, # From `load_pictures`
     recipes:dict, # Functions by name; each gets `new(**kwargs)`, which makes a learner, and returns a trained learner
@@ -459,7 +463,7 @@ def try_recipes(
                              seconds=record['seconds'], **record['notes']))
     return pd.DataFrame(rows)
 
-# %% ../nbs/07_transfer_learning.ipynb #055bd52f
+# %% ../nbs/07_transfer_learning.ipynb #4c952160
 def summarize(
     table:pd.DataFrame, # From `try_recipes`
 )->pd.DataFrame: # For each recipe: mean and standard deviation over the seeds, in percent, and the mean of the losses and seconds
@@ -468,7 +472,7 @@ def summarize(
                                                  valid_loss=('valid_loss','mean'), seconds=('seconds','mean'))
     return res.assign(error=100*res.error, sd=100*res.sd).rename(columns={'error':'error %', 'sd':'sd %'}).round(2)
 
-# %% ../nbs/07_transfer_learning.ipynb #15133899
+# %% ../nbs/07_transfer_learning.ipynb #75f95e60
 def plot_recipes(
     table:pd.DataFrame, # From `try_recipes`
     title:str='Error by recipe', # Title of the picture
@@ -484,14 +488,14 @@ def plot_recipes(
     ax.invert_yaxis()
     return ax
 
-# %% ../nbs/07_transfer_learning.ipynb #8bf608bd
+# %% ../nbs/07_transfer_learning.ipynb #0b5cd305
 def layer_groups(
     model:nn.Sequential, # Body and head
 )->L: # Lists of weights: one for each layer of the body that has any, and one for the head
     "Every child of the body as its own parameter group, for `splitter`"
     return L(L(*model[0].children()).filter(lambda o: len(params(o))).map(params) + [params(model[1:])])
 
-# %% ../nbs/07_transfer_learning.ipynb #30db13fd
+# %% ../nbs/07_transfer_learning.ipynb #84a65cb1
 def layer_decay(
     rate:float, # Rate of the last group
     n:int, # Number of groups
@@ -500,7 +504,7 @@ def layer_decay(
     "Rates that fall by a fixed factor from each group to the one before it"
     return rate*decay**np.arange(n-1, -1, -1.)
 
-# %% ../nbs/07_transfer_learning.ipynb #973fdc4a
+# %% ../nbs/07_transfer_learning.ipynb #0ea72851
 def movement(
     learn:Learner, # The learner after training
     before:dict, # `snapshot(learn.model)` from before it
@@ -514,20 +518,22 @@ def movement(
         res.append((moved/size).item())
     return pd.Series(res, name='moved').rename_axis('group')
 
-# %% ../nbs/07_transfer_learning.ipynb #65b8b6ec
+# %% ../nbs/07_transfer_learning.ipynb #3364c6e1
 def _fine_tune(epochs, **kwargs): return [dict(call='fine_tune', epochs=epochs, **kwargs)]
-def _unfreeze(epochs, rate): return [dict(call='fit_one_cycle', epochs=3, rate=3e-3), dict(call='unfreeze'), dict(call='fit_one_cycle', epochs=epochs, rate=rate)]
+def _unfreeze(epochs, rate):
+    return [dict(call='fit_one_cycle', epochs=3, rate=3e-3), dict(call='unfreeze'), dict(call='fit_one_cycle', epochs=epochs, rate=rate)]
 
 CHAPTER_RUNS = {
     'two-epochs':    dict(what='fine_tune(2)', frozen=10.62, final=8.05, seconds=24, steps=_fine_tune(2)),
     'rate-too-high': dict(what='fine_tune(1, base_lr=0.1)', frozen=50.41, final=83.42, seconds=24, steps=_fine_tune(1, base_lr=0.1)),
     'rate-found':    dict(what='fine_tune(2, base_lr=3e-3)', frozen=11.43, final=8.32, seconds=24, steps=_fine_tune(2, base_lr=3e-3)),
     'unfreeze-6':    dict(what='fit_one_cycle(3, 3e-3), unfreeze, fit_one_cycle(6, 1e-5)', frozen=7.44, final=5.95, seconds=25, steps=_unfreeze(6, 1e-5)),
-    'slice-12':      dict(what='fit_one_cycle(3, 3e-3), unfreeze, fit_one_cycle(12, slice(1e-6,1e-4))', final=5.41, best=5.14, seconds=25, steps=_unfreeze(12, [1e-6,1e-4])),
+    'slice-12':      dict(what='fit_one_cycle(3, 3e-3), unfreeze, fit_one_cycle(12, slice(1e-6,1e-4))', final=5.41, best=5.14, seconds=25,
+                          steps=_unfreeze(12, [1e-6,1e-4])),
     'six-epochs':    dict(what='fine_tune(6, freeze_epochs=3), published with resnet50', final=5.48, seconds=26, steps=_fine_tune(6, freeze_epochs=3)),
 }
 
-# %% ../nbs/07_transfer_learning.ipynb #40b55636
+# %% ../nbs/07_transfer_learning.ipynb #61f5c9fb
 def run_steps(
     learn:Learner, # A frozen learner
     steps:list, # Dictionaries with `call` ('fine_tune', 'fit_one_cycle' or 'unfreeze') and its arguments; a rate of two numbers is a slice
@@ -540,7 +546,7 @@ def run_steps(
         else: dict(fine_tune=fine_tune, fit_one_cycle=fit_one_cycle)[step['call']](learn, **args)
     return learn
 
-# %% ../nbs/07_transfer_learning.ipynb #242f9ab1
+# %% ../nbs/07_transfer_learning.ipynb #447afd83
 def machine(
 )->dict: # Words and numbers for JSON
     "The hardware and the versions a run depends on"
@@ -550,22 +556,23 @@ def machine(
     return dict(system=platform.system(), processor=names[0] if names else platform.processor(), cores=os.cpu_count(), threads=torch.get_num_threads(), gpu=gpu,
                 python=platform.python_version(), **{o: version(o) for o in ('torch','torchvision','fastai','pets_nb')})
 
-# %% ../nbs/07_transfer_learning.ipynb #453ed95e
+# %% ../nbs/07_transfer_learning.ipynb #f92ab072
 def _settings(source, files, run, arch, size, bs, weights, seed, precision):
     words = weights if weights in ('default','none') else f'{Path(weights).name}, sha256 {checksum(Path(weights).read_bytes())}'
     return dict(run=run, steps=CHAPTER_RUNS[run]['steps'], source=source if source in ('oxford','drawn') else 'folder', pictures=len(files),
                 names=checksum(*(o.name for o in files)), arch=arch, weights=words, size=size, bs=bs, seed=seed, split='random 20 %', precision=precision)
 
-# %% ../nbs/07_transfer_learning.ipynb #8f548558
+# %% ../nbs/07_transfer_learning.ipynb #43e2760d
 class _Lines(Callback):
     "Print one line for each epoch instead of a progress bar"
     order = 56 # after History (55)
     def __init__(self, run): self.run_name = run
     def after_epoch(self):
         row = self.learn.history.rows[-1]
-        print(f"{self.run_name}, epoch {len(self.learn.history.rows)}{' (frozen)' if row['frozen'] else ''}: error {100*row['error_rate']:.2f} %, {row['seconds']:.1f} s")
+        epoch = f"epoch {len(self.learn.history.rows)}{' (frozen)' if row['frozen'] else ''}"
+        print(f"{self.run_name}, {epoch}: error {100*row['error_rate']:.2f} %, {row['seconds']:.1f} s")
 
-# %% ../nbs/07_transfer_learning.ipynb #510c8fe8
+# %% ../nbs/07_transfer_learning.ipynb #5201961f
 def run_chapter(
     source:str=None, # Pictures: a folder, 'oxford' or 'drawn'; default: see `get_pets`
     out_dir:Path='chapter_runs', # Folder of the records; finished runs are found there and not done again
@@ -597,7 +604,7 @@ def run_chapter(
         if name not in done: _run(name, file, dls, make(name), None if weights=='none' else weights, verbose)
     return chapter_table(out_dir)
 
-# %% ../nbs/07_transfer_learning.ipynb #c1dad8e6
+# %% ../nbs/07_transfer_learning.ipynb #17594e81
 def _run(name, file, dls, settings, weights, verbose):
     "Train one run and write its record"
     start,began = time.perf_counter(),datetime.now(timezone.utc).isoformat(timespec='seconds')
@@ -607,18 +614,19 @@ def _run(name, file, dls, settings, weights, verbose):
     write_json(file, dict(settings=settings, breeds=dls.c, train=len(dls.train_ds), valid=len(dls.valid_ds), device=str(dls.device), began=began,
                           seconds=time.perf_counter()-start, machine=machine(), history=learn.history.rows))
 
-# %% ../nbs/07_transfer_learning.ipynb #59ffcc33
+# %% ../nbs/07_transfer_learning.ipynb #3943c5cb
 def chapter_table(
     out_dir:Path='chapter_runs', # Folder of the records that `run_chapter` wrote
 )->pd.DataFrame: # One row for each run: published errors and ours, in percent; with several seeds their mean and sd
     "The records of a folder beside the published figures"
-    records = [json.loads(o.read_text(encoding='utf-8')) for o in sorted(Path(out_dir).glob('*-seed*.json'))]
+    records = L(read_record(o, {}) for o in sorted(Path(out_dir).glob('*-seed*.json'))).filter()
     rows = []
     for name,run in CHAPTER_RUNS.items():
         mine = [pd.DataFrame(o['history']) for o in records if o['settings']['run']==name]
         last = lambda tables: 100*pd.Series([o.error_rate.iloc[-1] for o in tables if len(o)], dtype=float)
         frozen,final,best = last([o[o.frozen] for o in mine]),last(mine),100*pd.Series([o.error_rate.min() for o in mine], dtype=float)
-        rows.append((name, run.get('frozen'), run['final'], run['seconds'], frozen.mean(), final.mean(), final.std(), best.mean(), len(mine),
-                     pd.Series([o[~o.frozen].seconds.mean() for o in mine], dtype=float).mean()))
-    columns = [('','run'), *(('published', o) for o in ('frozen %','final %','s/epoch')), *(('ours', o) for o in ('frozen %','final %','sd','best %','seeds','s/epoch'))]
+        seconds = pd.Series([o[~o.frozen].seconds.mean() for o in mine], dtype=float).mean()
+        rows.append((name, *(run.get(o) for o in ('frozen','final','best','seconds')), frozen.mean(), final.mean(), final.std(), best.mean(), len(mine), seconds))
+    columns = [('','run'), *(('published', o) for o in ('frozen %','final %','best %','s/epoch')),
+               *(('ours', o) for o in ('frozen %','final %','sd','best %','seeds','s/epoch'))]
     return pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(columns)).set_index(('','run')).rename_axis('run').round(2)
