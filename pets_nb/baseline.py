@@ -8,7 +8,7 @@ Docs: https://pets-nb.github.io/pets_nb/baseline.html.md"""
 __all__ = ['architecture', 'read_weights', 'load_weights', 'SeedEachFit', 'History', 'error_table', 'fast_bfloat16', 'BFloat16',
            'pets_learner']
 
-# %% ../nbs/03_baseline.ipynb #1c4fd1c8
+# %% ../nbs/03_baseline.ipynb #13b5ddf5
 import random, time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from .small_network import small_network
 from fastai.vision.all import *
 from safetensors.torch import load_file
 
-# %% ../nbs/03_baseline.ipynb #a239115f
+# %% ../nbs/03_baseline.ipynb #9623490c
 def architecture(
     arch:str|Callable='small_network', # `'small_network'`, the name of a torchvision classifier such as `'resnet34'`, or a function that builds one
 )->Callable: # A function that builds the network
@@ -30,7 +30,7 @@ def architecture(
     close = [o for o in known if o[:4]==arch[:4]] or known[:10]
     raise ValueError(f"no architecture {arch!r}: use 'small_network' or a classifier of torchvision, for example {', '.join(close[:10])}")
 
-# %% ../nbs/03_baseline.ipynb #89e2d5db
+# %% ../nbs/03_baseline.ipynb #0f2f18fc
 def read_weights(
     path:str|Path, # A `.safetensors` file, or a PyTorch state dict
 )->dict: # Tensors by name, floating-point ones as float32
@@ -45,7 +45,7 @@ def read_weights(
         raise ValueError(f"{path} holds a {type(state).__name__}, not tensors by name: save model.state_dict(), not the model")
     return {k: v.float() if v.is_floating_point() else v for k,v in state.items()}
 
-# %% ../nbs/03_baseline.ipynb #a00aa255
+# %% ../nbs/03_baseline.ipynb #8a7a98f0
 def load_weights(
     model:nn.Module, # The whole network, before it is cut into body and head
     path:str|Path, # File of weights, see `read_weights`
@@ -63,7 +63,7 @@ def load_weights(
     model.load_state_dict({k:v for k,v in state.items() if k in own and v.shape==own[k].shape}, strict=False)
     return model
 
-# %% ../nbs/03_baseline.ipynb #b0c96c34
+# %% ../nbs/03_baseline.ipynb #0cf5b645
 class SeedEachFit(Callback):
     "Plant the seed anew at the start of every fit, so that nothing done in between changes a run"
     order = -20
@@ -78,7 +78,7 @@ class SeedEachFit(Callback):
         self.dls.train.rng = random.Random(seed)
         self.n_fits += 1
 
-# %% ../nbs/03_baseline.ipynb #d9eeeb1e
+# %% ../nbs/03_baseline.ipynb #7fdbd526
 class History(Callback):
     "Keep a row for each epoch of every fit: losses, metrics, frozen or not, highest rate, seconds"
     order = 55 # after the Recorder (50), whose figures it copies
@@ -95,7 +95,7 @@ class History(Callback):
     @property
     def table(self): return pd.DataFrame(self.rows).rename_axis('epoch')
 
-# %% ../nbs/03_baseline.ipynb #9708c603
+# %% ../nbs/03_baseline.ipynb #d78c7f47
 def error_table(
     learn:Learner, # A learner made by `pets_learner`
 )->pd.DataFrame: # One row for each epoch of every fit so far: `frozen`, `train_loss`, `valid_loss`, the metrics, `highest lr`, `seconds`
@@ -103,7 +103,7 @@ def error_table(
     if not hasattr(learn, 'history'): raise AttributeError("this learner keeps no history: make it with pets_learner, or add the callback History()")
     return learn.history.table
 
-# %% ../nbs/03_baseline.ipynb #222ed6dc
+# %% ../nbs/03_baseline.ipynb #17059f7a
 def fast_bfloat16(
     device:torch.device, # Device of the batches
 )->bool: # True for a GPU of compute capability 8 or more, and a CPU with AVX512-BF16 or AMX
@@ -126,7 +126,7 @@ class BFloat16(Callback):
         if getattr(self, 'autocast', None): self.autocast.__exit__(None, None, None)
         self.autocast = None
 
-# %% ../nbs/03_baseline.ipynb #bf4a4e80
+# %% ../nbs/03_baseline.ipynb #d8dc56fa
 def _pretrained_network(arch, weights):
     "The whole network with its weights, and words for where they came from"
     build = architecture(arch)
@@ -139,7 +139,7 @@ def _pretrained_network(arch, weights):
         raise ConnectionError(f"the ImageNet weights of {name} could not be downloaded ({e}). Without internet use weights=PATH for a file of your own, "
                               "weights=None for random weights, or arch='small_network', whose weights are in the package") from e
 
-# %% ../nbs/03_baseline.ipynb #ae6413a6
+# %% ../nbs/03_baseline.ipynb #1ba3bc50
 def pets_learner(
     dls:DataLoaders, # Pictures and labels, for example from `pets_dls`
     arch:str|Callable='small_network', # Architecture, see `architecture`

@@ -7,7 +7,7 @@ from PIL import Image
 PETS_NB = Path(sys.executable).parent/'pets_nb'
 
 def run(*args, cwd, ok=(0,), **env):
-    res = subprocess.run([PETS_NB, *map(str, args)], cwd=cwd, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '2', **env})
+    res = subprocess.run([PETS_NB, *map(str, args)], cwd=cwd, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', **env})
     assert res.returncode in ok, res.stdout+res.stderr
     return res
 
