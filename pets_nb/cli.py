@@ -43,8 +43,8 @@ WHAT_NEXT = """Next:
   pets_nb train --weights none                the same from random weights: how much did pretraining help?
   pets_nb train --data FOLDER --arch resnet18 --size 224   your own photographs, or --data oxford for the real data set"""
 
-def _report(learn, n_confused=8):
-    "Print the history and the most confused pairs of a trained learner"
+def _report(learn, picture, n_confused=8):
+    "Print the history and the most confused pairs of a trained learner, and save a picture of its predictions"
     from pets_nb.baseline import error_table
     from pets_nb.interpretation import get_predictions
     print('\n'+error_table(learn).to_string(float_format='{:.4f}'.format))
@@ -52,7 +52,7 @@ def _report(learn, n_confused=8):
     pairs = predictions.most_confused(min_val=1)
     print(f"\nError: {predictions.error:.1%} of {len(predictions)} validation pictures. Most confused (true, predicted, count):")
     print('\n'.join(f'  {true} / {guess}  {n}' for true,guess,n in pairs[:n_confused]) or '  none')
-    return predictions
+    _picture_of_predictions(learn, picture)
 
 def _picture_of_predictions(learn, file):
     "Save a grid of validation pictures with true and predicted breed"
@@ -103,15 +103,13 @@ def train(
     from pets_nb.data import get_pets
     from pets_nb.inference import save_model
     from pets_nb.presizing import pets_dls
-    workers = _set_cores(workers)
-    dls = pets_dls(get_pets(data), size=size, bs=bs, split=split, seed=seed, num_workers=workers, fast=fast)
+    dls = pets_dls(get_pets(data), size=size, bs=bs, split=split, seed=seed, num_workers=_set_cores(workers), fast=fast)
     learn = pets_learner(dls, arch, weights=None if weights.lower()=='none' else weights, seed=seed, precision=precision)
     folder = new_run(out)
     learn.fine_tune(epochs, base_lr=lr, freeze_epochs=freeze_epochs)
     save_model(learn, folder/'model')
     learn.history.table.to_csv(folder/'history.csv')
-    _report(learn)
-    _picture_of_predictions(learn, folder/'predictions.png')
+    _report(learn, folder/'predictions.png')
     print(f"\nSaved in {folder}: model/ (weights and words), history.csv, predictions.png (look at it)\n{WHAT_NEXT}")
     return folder
 

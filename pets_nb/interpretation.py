@@ -14,6 +14,7 @@ __all__ = ['chapter_pairs', 'first_offenders', 'check_probabilities', 'check_tar
            'pair_counts']
 
 # %% ../nbs/05_interpretation.ipynb #c1ee3109
+import pets_nb
 import difflib, html, json, os, textwrap
 from pathlib import Path
 from statistics import NormalDist
