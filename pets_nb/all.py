@@ -18,6 +18,5 @@ from .small_network import *
 from .baseline import *
 from .cross_entropy import *
 from .interpretation import *
-from .lr_finder import *
 from .transfer_learning import *
 from .inference import *
