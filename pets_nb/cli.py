@@ -115,24 +115,24 @@ def train(
 
 # %% ../nbs/12_cli.ipynb #0d7d3c10
 def data(
-    source:str=None, # A folder, 'oxford' or 'drawn'; default: the environment variable PETS_NB_DATA, else oxford where it is on disk or a GPU is there, else drawn
+    data:str=None, # A folder, 'oxford' or 'drawn'; default: the environment variable PETS_NB_DATA, else oxford where it is on disk or a GPU is there, else drawn
 ):
     "Fetch or draw the pictures, and say where they are and what is in them"
     from pets_nb.data import get_pets, usable_pictures
     from pets_nb.labels import BreedLabeller, species
-    path = get_pets(source)
+    path = get_pets(data)
     files = usable_pictures(path)
     breeds = sorted(set(BreedLabeller().labels_of(files)))
     cats = [o for o in breeds if species(o)=='cat']
     print(f"{len(files)} pictures of {len(breeds)} breeds ({len(cats)} cats, {len(breeds)-len(cats)} dogs) in {path}")
 
 def audit(
-    source:str=None, # A folder, 'oxford' or 'drawn'; default as in `pets_nb data`
+    data:str=None, # A folder, 'oxford' or 'drawn'; default as in `pets_nb data`
     csv:Path=None, # Also write the whole table to this file
 )->int: # 1 if any picture has to be left out, else 0; the command's exit status
     "Look into every picture file: what it really is, and whether training can use it"
     from pets_nb.data import audit as audit_pictures, get_pets, is_picture_name
-    found = audit_pictures(get_pets(source))
+    found = audit_pictures(get_pets(data))
     print(found)
     print(found.summary.to_string())
     if csv: found.table.to_csv(csv, index=False)

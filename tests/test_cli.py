@@ -100,11 +100,11 @@ def test_predict_refuses_a_damaged_model(work, odd, tmp_path):
     assert 'damaged' in res.stderr and 'Traceback' not in res.stderr
 
 def test_data_and_audit(work, pets):
-    res = run('data', pets, cwd=work)
+    res = run('data', '--data', pets, cwd=work)
     assert '4 breeds (2 cats, 2 dogs)' in res.stdout
     (pets/'images'/'pug_999.jpg').write_text('no picture')
     try:
-        res = run('audit', pets, '--csv', 'audit.csv', cwd=work, ok=(1,))
+        res = run('audit', '--data', pets, '--csv', 'audit.csv', cwd=work, ok=(1,))
         assert 'pug_999.jpg' in res.stdout and (work/'audit.csv').stat().st_size > 100
     finally: (pets/'images'/'pug_999.jpg').unlink()
 
