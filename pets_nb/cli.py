@@ -89,7 +89,7 @@ def train(
     size:int=80, # Side of the pictures as the network sees them, pixels
     epochs:int=3, # Epochs with all layers trained
     freeze_epochs:int=1, # Epochs before that in which only the new head is trained
-    lr:float=8e-3, # Base learning rate
+    lr:float=None, # Base learning rate; default: 8e-3 for small_network, fastai's 2e-3 for other architectures
     bs:int=64, # Pictures in a batch
     seed:int=42, # Seed of the split, the new head and the training
     precision:str='auto', # 'float32', 'bfloat16', or 'auto': bfloat16 where the processor computes in it
@@ -106,7 +106,7 @@ def train(
     dls = pets_dls(get_pets(data), size=size, bs=bs, split=split, seed=seed, num_workers=_set_cores(workers), fast=fast)
     learn = pets_learner(dls, arch, weights=None if weights.lower()=='none' else weights, seed=seed, precision=precision)
     folder = new_run(out)
-    learn.fine_tune(epochs, base_lr=lr, freeze_epochs=freeze_epochs)
+    learn.fine_tune(epochs, base_lr=lr or (8e-3 if arch=='small_network' else 2e-3), freeze_epochs=freeze_epochs)
     save_model(learn, folder/'model')
     learn.history.table.to_csv(folder/'history.csv')
     _report(learn, folder/'predictions.png')
