@@ -109,7 +109,8 @@ def test_data_and_audit(work, pets):
     finally: (pets/'images'/'pug_999.jpg').unlink()
 
 def test_interrupt_is_no_traceback(work, pets):
-    p = subprocess.Popen([PETS_NB, 'train', '--data', str(pets), '--epochs', '500', '--out', 'stopped'], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen([PETS_NB, 'train', '--data', str(pets), '--epochs', '500', '--out', 'stopped'], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a background shell hands down an ignored SIGINT
     deadline = time.time()+120
     while not (work/'stopped').exists() and time.time()<deadline: time.sleep(0.2)
     time.sleep(2)
