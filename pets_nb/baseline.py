@@ -64,6 +64,8 @@ def load_weights(
     return model
 
 # %% ../nbs/03_baseline.ipynb #0cf5b645
+def _only_looks(learn): return hasattr(learn, 'lr_finder') or hasattr(learn, 'gather_preds') # fastai's marks of a fit that trains nothing
+
 class SeedEachFit(Callback):
     "Plant the seed anew at the start of every fit, so that nothing done in between changes a run"
     order = -20
@@ -72,7 +74,7 @@ class SeedEachFit(Callback):
     ): self.seed,self.n_fits = seed,0
 
     def before_fit(self):
-        if hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): return
+        if _only_looks(self.learn): return
         seed = self.seed+self.n_fits
         set_seed(seed, reproducible=True)
         self.dls.train.rng = random.Random(seed)
@@ -83,11 +85,10 @@ class History(Callback):
     "Keep a row for each epoch of every fit: losses, metrics, frozen or not, highest rate, seconds"
     order = 55 # after the Recorder (50), whose figures it copies
     def __init__(self): self.rows = []
-    def _skip(self): return hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds')
     def before_epoch(self): self.start,self.n_seen = time.perf_counter(),len(self.recorder.lrs)
 
     def after_epoch(self):
-        if self._skip(): return
+        if _only_looks(self.learn): return
         names = [o for o in self.recorder.metric_names if o not in ('epoch', 'time')]
         self.rows.append({'frozen': self.opt.frozen_idx>0, **dict(zip(names, self.learn.final_record)),
                           'highest lr': max(self.recorder.lrs[self.n_seen:], default=float('nan')), 'seconds': time.perf_counter()-self.start})
@@ -127,16 +128,14 @@ class BFloat16(Callback):
         self.autocast = None
 
 # %% ../nbs/03_baseline.ipynb #d8dc56fa
-def _pretrained_network(arch, weights):
+def _pretrained_network(build, weights):
     "The whole network with its weights, and words for where they came from"
-    build = architecture(arch)
-    name = build.__name__
     if weights is None: return None, 'random'
     if weights!='default': return load_weights(build(), weights), str(weights)
     if build is small_network: return small_network(pretrained=True), 'shipped with pets_nb (drawn animals)'
     try: return build(weights='DEFAULT'), "torchvision's, ImageNet"
     except (URLError, OSError) as e:
-        raise ConnectionError(f"the ImageNet weights of {name} could not be downloaded ({e}). Without internet use weights=PATH for a file of your own, "
+        raise ConnectionError(f"the ImageNet weights of {build.__name__} could not be downloaded ({e}). Without internet use weights=PATH for a file of your own, "
                               "weights=None for random weights, or arch='small_network', whose weights are in the package") from e
 
 # %% ../nbs/03_baseline.ipynb #1ba3bc50
@@ -155,7 +154,7 @@ def pets_learner(
     if precision not in ('float32', 'bfloat16', 'auto'): raise ValueError(f"precision is {precision!r}; expected 'float32', 'bfloat16' or 'auto'")
     if precision=='auto': precision = 'bfloat16' if fast_bfloat16(dls.device) else 'float32'
     set_seed(seed, reproducible=True)
-    network,origin = _pretrained_network(arch, weights)
+    network,origin = _pretrained_network(build, weights)
     meta = model_meta.get(build, {})
     if not dls.after_batch.fs.filter(risinstance(Normalize)): dls.add_tfms([Normalize.from_stats(*meta.get('stats', imagenet_stats))], 'after_batch')
     learn = vision_learner(dls, build, pretrained=False, weights=None, normalize=False, metrics=metrics,

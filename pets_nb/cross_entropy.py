@@ -404,28 +404,6 @@ def binary_cross_entropy_with_logits(
     if weight is not None: losses = losses*weight
     return (losses.mean() if reduction=='mean' else losses.sum() if reduction=='sum' else losses).to(target.dtype)
 
-# %% ../nbs/04_cross_entropy.ipynb #b75555c2
-class CrossEntropyLoss(nn.Module):
-    "Cross-entropy as a module, and as a fastai `loss_func` that knows its activation and how to decode."
-    y_int = True
-    def __init__(self,
-        weight:Tensor=None, # Weight of each class, shape (C); None weighs all alike
-        size_average:bool=None, # Deprecated, use `reduction`
-        ignore_index:int=-100, # Samples with this class index do not count
-        reduce:bool=None, # Deprecated, use `reduction`
-        reduction:str='mean', # 'none', 'sum' or 'mean'
-        label_smoothing:float=0.0, # From 0 to 1: the share of each target that is spread evenly over all classes
-        axis:int=None, # Class dimension: everything else is flattened, as fastai's CrossEntropyLossFlat does; None: dimension 1, nothing is flattened
-    ):
-        super().__init__()
-        self.register_buffer('weight', weight)
-        if size_average is not None or reduce is not None: reduction = _reduction(size_average, reduce, reduction)
-        self.ignore_index,self.reduction,self.label_smoothing,self.axis = ignore_index,reduction,label_smoothing,axis
-
-    def extra_repr(self)->str: # What differs from the defaults
-        default = dict(ignore_index=-100, reduction='mean', label_smoothing=0.0, axis=None)
-        return ', '.join(f'{k}={getattr(self, k)!r}' for k,v in default.items() if getattr(self, k)!=v)
-
 # %% ../nbs/04_cross_entropy.ipynb #0a0fbb2a
 def _flatten(input, target, axis):
     "Classes last and everything else in one dimension, of activations and of targets (indices, or probabilities)."

@@ -8,11 +8,11 @@ Docs: https://pets-nb.github.io/pets_nb/inference.html.md"""
 __all__ = ['MIN_SIDE', 'describe_model', 'save_model', 'BreedClassifier', 'BreedPredictions']
 
 # %% ../nbs/10_inference.ipynb #dbe814ba
-import json, os, platform, shutil, tempfile, warnings
+import json, platform, shutil, tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 import pets_nb
-import numpy as np, pandas as pd, torch, torchvision, fastai
+import pandas as pd, torch, torchvision, fastai
 from fastai.vision.all import *
 from safetensors.torch import load_file, save_file
 from .baseline import architecture
