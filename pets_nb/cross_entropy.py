@@ -11,6 +11,7 @@ __all__ = ['sigmoid', 'softmax', 'logsumexp', 'log_softmax', 'nll_loss', 'cross_
 # %% ../nbs/04_cross_entropy.ipynb #ac01f200
 import math, warnings
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from fastcore.basics import patch
 from torch.autograd import forward_ad
@@ -328,6 +329,8 @@ def _cross_entropy_probabilities(x, target, weight, ignore_index, reduction, lab
     return losses.to(dtype if weight is None else torch.promote_types(dtype, weight.dtype))
 
 # %% ../nbs/04_cross_entropy.ipynb #839b06a2
+_small = 2**16 # Up to this many activations PyTorch's fused kernel is the quicker one, see "What it costs"
+
 def _everyday(x, target, ignore_index):
     "Whether this is a batch of fp32 or fp64 activations on the CPU with an int64 index for each, and nothing special."
     return (isinstance(x, Tensor) and isinstance(target, Tensor) and x.dtype in (torch.float32, torch.float64) and target.dtype==torch.int64
@@ -352,8 +355,10 @@ def cross_entropy(
     if size_average is not None or reduce is not None or reduction not in ('none','mean','sum'):
         reduction = _reduction(size_average, reduce, reduction)
     if weight is None and label_smoothing==0 and _everyday(input, target, ignore_index):
-        try: return _CrossEntropy.apply(input, target, reduction)
-        except RuntimeError: pass # a target is ignored or out of range, and what follows finds out which
+        try:
+            if input.numel()>_small: return _CrossEntropy.apply(input, target, reduction)
+            return F.cross_entropy(input, target, ignore_index=ignore_index, reduction=reduction)
+        except (RuntimeError, IndexError): pass # a target is ignored or out of range, and what follows finds out which
     _check_tensors('cross_entropy', input=input, target=target, weight=weight)
     return _cross_entropy(*_autocast_fp32(input, target, weight), ignore_index, reduction, label_smoothing)
 
