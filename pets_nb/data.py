@@ -7,12 +7,12 @@ Docs: https://pets-nb.github.io/pets_nb/data.html.md"""
 # %% auto #0
 __all__ = ['picture_extensions', 'oxford_url', 'oxford_size', 'oxford_md5', 'oxford_pictures', 'max_picture_pixels',
            'audit_rules', 'is_picture_name', 'pictures_folder', 'get_pictures', 'data_config', 'drawn_folder',
-           'get_drawn', 'bytes_problem', 'download', 'extract', 'oxford_paths', 'has_oxford', 'get_oxford',
-           'choose_source', 'get_pets', 'to_rgb', 'upright', 'open_picture', 'jpeg_end', 'Audit', 'audit', 'plot_audit',
-           'usable_pictures', 'read_list', 'official_split', 'standard_error']
+           'get_drawn', 'whole_file', 'write_json', 'bytes_problem', 'download', 'extract', 'oxford_paths',
+           'has_oxford', 'get_oxford', 'choose_source', 'get_pets', 'to_rgb', 'upright', 'open_picture', 'jpeg_end',
+           'Audit', 'audit', 'plot_audit', 'usable_pictures', 'read_list', 'official_split', 'standard_error']
 
 # %% ../nbs/00_data.ipynb #c530859d
-import errno,gzip,hashlib,io,os,re,shutil,tarfile,tempfile,time,warnings,zlib
+import errno,gzip,hashlib,io,json,math,os,re,shutil,tarfile,tempfile,time,warnings,zlib
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -98,6 +98,35 @@ def get_drawn(
     from pets_nb.drawn import draw_pets
     folder = drawn_folder(data_dir, n_per_breed, seed)
     return pictures_folder(draw_pets(folder, n_per_breed=n_per_breed, seed=seed, n_workers=n_workers, progress=progress))
+
+# %% ../nbs/00_data.ipynb #c55a78bc
+@contextmanager
+def whole_file(
+    path:Path, # File to write; its folder must exist
+)->Path: # The name to write under, in the same folder, until the block ends
+    "Write a file completely or not at all"
+    path = Path(path)
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        yield part
+        with part.open('rb+') as f: os.fsync(f.fileno())
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
+
+# %% ../nbs/00_data.ipynb #19e0dd81
+def write_json(
+    path:Path, # File to write; its folder must exist
+    data:dict, # Anything that JSON can hold, and NumPy's numbers; numbers that are not finite become `null`
+)->Path: # `path`
+    "Write a JSON file completely or not at all"
+    def finite(o):
+        if isinstance(o, dict): return {str(k): finite(v) for k,v in o.items()}
+        if isinstance(o, (list,tuple)): return [finite(v) for v in o]
+        if isinstance(o, np.generic): o = o.item()
+        return None if isinstance(o, float) and not math.isfinite(o) else o
+    text = json.dumps(finite(data), indent=1, allow_nan=False)
+    with whole_file(path) as part: part.write_text(text, encoding='utf-8')
+    return Path(path)
 
 # %% ../nbs/00_data.ipynb #559ce7f4
 oxford_url = 'https://s3.amazonaws.com/fast-ai-imageclas/oxford-iiit-pet.tgz'

@@ -16,7 +16,7 @@ import pandas as pd, torch, torchvision, fastai
 from fastai.vision.all import *
 from safetensors.torch import load_file, save_file
 from .baseline import architecture
-from .data import open_picture
+from .data import open_picture, write_json
 
 # %% ../nbs/10_inference.ipynb #da39cc3e
 def _only(tfms, kind):
@@ -50,7 +50,7 @@ def save_model(
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
     try:
-        (part/'model.json').write_text(json.dumps(describe_model(learn), indent=1), encoding='utf-8')
+        write_json(part/'model.json', describe_model(learn))
         save_file({k: v.detach().cpu().contiguous() for k,v in learn.model.state_dict().items()}, part/'model.safetensors')
         part.chmod(0o755)
         if folder.exists(): folder.rmdir()

@@ -15,7 +15,7 @@ __all__ = ['chapter_pairs', 'first_offenders', 'check_probabilities', 'check_tar
 
 # %% ../nbs/05_interpretation.ipynb #c1ee3109
 import pets_nb
-import difflib, html, json, os, textwrap
+import difflib, html, json, textwrap
 from pathlib import Path
 from statistics import NormalDist
 import matplotlib.pyplot as plt
@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor, nn
-from .data import open_picture
+from .data import open_picture, whole_file
 from .labels import BreedLabeller, species
 
 # %% ../nbs/05_interpretation.ipynb #cc35a512
@@ -240,11 +240,7 @@ def save(self:Predictions,
     path = Path(path)
     names = json.dumps(dict(vocab=self.vocab, files=[None if f is None else f.as_posix() for f in self.files]))
     tensors = {k: getattr(self, k).contiguous() for k in ('probs', 'targets', 'losses')}
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
-        save_file(tensors, part, metadata=dict(pets_nb='predictions', names=names))
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    with whole_file(path) as part: save_file(tensors, part, metadata=dict(pets_nb='predictions', names=names))
     return path
 
 # %% ../nbs/05_interpretation.ipynb #4327f08a

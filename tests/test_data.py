@@ -1,5 +1,5 @@
 "Faults that a download, an archive and a folder of pictures can have."
-import hashlib, http.server, io, os, shutil, subprocess, sys, tarfile, threading, time, warnings
+import hashlib, http.server, io, json, os, shutil, subprocess, sys, tarfile, threading, time, warnings
 from pathlib import Path
 
 import numpy as np, pytest
@@ -575,3 +575,19 @@ def test_real_files_that_are_not_jpeg():
 def test_real_photographs_are_usable():
     files = get_pictures(sample)
     assert audit(sample).usable == files
+
+
+# Files that are whole or absent
+
+def test_whole_file_leaves_the_old_one(tmp_path, monkeypatch):
+    file = data.write_json(tmp_path/'a.json', dict(a=1))
+    def fail(*_): raise OSError('disk full')
+    monkeypatch.setattr(data.os, 'replace', fail)
+    with pytest.raises(OSError, match='disk full'): data.write_json(file, dict(a=2))
+    assert json.loads(file.read_text())==dict(a=1) and os.listdir(tmp_path)==['a.json']
+
+@given(st.recursive(st.one_of(st.none(), st.floats(), st.integers(), st.text()), lambda o: st.lists(o) | st.dictionaries(st.text(), o), max_leaves=8))
+@settings(max_examples=30, deadline=None)
+def test_write_json_makes_valid_json(tmp_path_factory, value):
+    file = data.write_json(tmp_path_factory.mktemp('j')/'a.json', dict(data=value))
+    json.loads(file.read_text(), parse_constant=lambda o: pytest.fail(f'{o} is no JSON'))
