@@ -679,7 +679,7 @@ def plot_audit(
     report:Audit, # What `audit` returned
     max_n:int=24, # At most this many files, those left out first
     cols:int=6, # Pictures in a row
-)->'Figure': # A matplotlib figure; empty-handed when there is no offender
+)->object: # A matplotlib figure; empty-handed when there is no offender
     "A grid of the offenders with their problems; titles in red are left out"
     import matplotlib.pyplot as plt
     rows = report.offenders.head(max_n)
