@@ -123,7 +123,10 @@ def _read(file):
 # %% ../nbs/10_inference.ipynb #4a03d66d
 class BreedPredictions:
     "Predictions for files: `.table` with a row for each answer, `.errors` with a reason for each file without one"
-    def __init__(self, rows, errors): self.rows,self.errors = rows,errors
+    def __init__(self,
+        rows:list, # Dictionaries with `file`, `rank`, `breed` and `probability`
+        errors:dict, # The reason for each file without an answer, by file
+    ): self.rows,self.errors = rows,errors
 
     @property
     def table(self): return pd.DataFrame(self.rows, columns=['file', 'rank', 'breed', 'probability'])
