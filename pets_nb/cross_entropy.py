@@ -461,5 +461,6 @@ def decodes(self:CrossEntropyLoss,
 
 @patch
 def extra_repr(self:CrossEntropyLoss)->str: # The arguments that differ from their defaults
+    "What stands between the parentheses of the printed loss."
     default = dict(ignore_index=-100, reduction='mean', label_smoothing=0.0, axis=None)
     return ', '.join(f'{k}={getattr(self, k)!r}' for k,v in default.items() if getattr(self, k)!=v)

@@ -92,15 +92,16 @@ def page_markdown(path, folder, links):
         elif cell.cell_type=='code':
             opt,code = cell.options,cell.code
             if opt.get('include') is False: continue
+            asis,inner = opt.get('output')=='asis',[]
             if code and opt.get('echo') is not False:
                 shown = fenced(code, '{.python .cell-code}')
-                parts.append(f"<details><summary>{opt.get('code-summary', 'Code')}</summary>\n{shown}\n</details>" if opt.get('code-fold') is True else shown)
-            if opt.get('output') is False: continue
+                inner.append(f"<details><summary>{opt.get('code-summary', 'Code')}</summary>\n{shown}\n</details>" if opt.get('code-fold') is True else shown)
             alts = opt.get('fig-alt')
-            for j,o in enumerate(cell.get('outputs', [])):
+            for j,o in enumerate(cell.get('outputs', []) if opt.get('output') is not False else []):
                 alt = alts[j] if isinstance(alts, list) and j<len(alts) else None if isinstance(alts, list) else alts
                 shown = output_markdown(o, alt, folder, f'{path.stem}-{i}-{j}')
-                parts.append(shown if opt.get('output')=='asis' else f'::: {{.cell-output}}\n{shown}\n:::')
+                inner.append(shown if asis else f'::: {{.cell-output}}\n{shown}\n:::')
+            if inner: parts.append('\n'.join(inner) if asis else '\n'.join([f"::: {{.cell{' export=true' if opt.get('export') else ''}}}", *inner, ':::']))
     return re.sub(r'\]\(([\w./-]+\.ipynb)(#[\w.-]*)?\)', lambda m: f"]({links.get(m[1], m[1])}{m[2] or ''})", '\n\n'.join(parts))
 
 SHELL = '''<!DOCTYPE html>
@@ -118,8 +119,9 @@ body.quarto-dark { background: #222; color: #fff } .quarto-dark a { color: #56b4
 .quarto-dark :not(pre) > code { color: #e2a9f3 }'''
 
 def render_with_pandoc(site):
-    import pypandoc
+    import pypandoc, yaml
     sources = pages()
+    filters = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8')).get('filters', [])
     links = {o.relative_to(processed()).as_posix(): a for a,o in sources.items()}
     for file in processed().rglob('*'):
         if file.is_file() and file.suffix!='.ipynb' and not file.name.startswith('.'):
@@ -129,7 +131,7 @@ def render_with_pandoc(site):
         folder = (site/page).parent
         folder.mkdir(parents=True, exist_ok=True)
         here = {os.path.relpath(processed()/name, path.parent): os.path.relpath(site/target, folder) for name,target in links.items()}
-        command = [pypandoc.get_pandoc_path(), '-f', 'markdown', '-t', 'html', '--mathml', '--wrap=none', '--syntax-highlighting=none']
+        command = [pypandoc.get_pandoc_path(), '-f', 'markdown', '-t', 'html', '--mathml', '--wrap=none', '--syntax-highlighting=none', *(f'--lua-filter={processed()/o}' for o in filters)]
         result = subprocess.run(command, input=page_markdown(path, folder, here), capture_output=True, encoding='utf-8')
         assert result.returncode==0 and not result.stderr, f'{path.name}: {result.stderr}'
         up = '../'*page.count('/')
