@@ -17,6 +17,7 @@ from fastai.vision.all import *
 from safetensors.torch import load_file, save_file
 from .baseline import architecture
 from .data import open_picture, write_json
+from .fast_pipeline import OneReading
 
 # %% ../nbs/10_inference.ipynb #da39cc3e
 def _only(tfms, kind):
@@ -29,12 +30,12 @@ def describe_model(
     "Everything about a trained model that is not a weight"
     valid = learn.dls.valid
     resize,crop,norm = _only(valid.after_item, Resize),_only(valid.after_batch, RandomResizedCropGPU),_only(valid.after_batch, Normalize)
-    once = _only(valid.after_item, RandomResizedCrop)
+    once = _only(valid.after_item, OneReading)
     if norm is None or (once is None and (resize is None or crop is None)):
         raise ValueError("this learner's pictures are not resized, cropped and normalised as pets_dls and pets_learner do it: build it with them")
-    item_size,size = (None, once.size[0]) if once else (resize.size[0], crop.size[0])
+    item_size,size = (once.item_size, once.size) if once else (resize.size[0], crop.size[0])
     history = learn.history.table.reset_index().to_dict('records') if hasattr(learn, 'history') else []
-    return dict(format=1, architecture=learn.arch.__name__, breeds=list(learn.dls.vocab), item_size=item_size, size=size,
+    return dict(format=1, architecture=learn.arch.__name__, breeds=list(learn.dls.vocab), item_size=item_size, size=size, one_reading=once is not None,
                 mean=norm.mean.flatten().tolist(), std=norm.std.flatten().tolist(), seed=getattr(getattr(learn, 'seed_each_fit', None), 'seed', None),
                 n_train=len(learn.dls.train_ds), n_valid=len(learn.dls.valid_ds), history=history, saved=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                 versions=dict(pets_nb=pets_nb.__version__, fastai=fastai.__version__, torch=torch.__version__, torchvision=torchvision.__version__, python=platform.python_version()))
@@ -70,7 +71,7 @@ class BreedClassifier:
     ):
         self.model,self.words,self.breeds,self.device = model.eval().to(device),words,words['breeds'],torch.device(device)
         self.resize = Resize(words['item_size']) if words['item_size'] else RandomResizedCrop(words['size'])
-        self.crop = RandomResizedCropGPU(words['size'])
+        self.crop,self.once = RandomResizedCropGPU(words['size']),OneReading(words['size'], words['item_size']) if words.get('one_reading') else None
         self.mean,self.std = (torch.tensor(words[o])[:,None,None] for o in ('mean', 'std'))
 
     def __repr__(self): return f"BreedClassifier({self.words['architecture']}, {len(self.breeds)} breeds, {self.words['size']} px, {self.device})"
@@ -79,9 +80,11 @@ class BreedClassifier:
         picture:Image.Image, # RGB, any size
     )->Tensor: # (3, size, size), float32, normalised
         "A picture as the network wants it, through the transforms of the validation pictures"
-        pixels = self.resize(PILImage(picture), split_idx=1)
-        pixels = TensorImage(image2tensor(pixels)).float().div_(255)[None]
-        return (self.crop(pixels, split_idx=1)[0].as_subclass(Tensor)-self.mean)/self.std
+        if self.once: pixels = self.once.batch([picture], random=False).float().div_(255)
+        else:
+            pixels = TensorImage(image2tensor(self.resize(PILImage(picture), split_idx=1))).float().div_(255)[None]
+            pixels = self.crop(pixels, split_idx=1).as_subclass(Tensor)
+        return (pixels[0] - self.mean)/self.std
 
 # %% ../nbs/10_inference.ipynb #86760796
 @patch(cls_method=True)

@@ -8,7 +8,7 @@ from fastai.data.transforms import RandomSplitter
 from fastai.vision import augment
 from fastai.vision.core import PILImage, TensorImage
 from pets_nb.presizing import *
-from pets_nb.presizing import _matrices
+from pets_nb.maps import _matrices
 
 corners = torch.tensor([[-1., -1], [1, -1], [1, 1], [-1, 1]])
 share = st.floats(0, 1, width=32)
