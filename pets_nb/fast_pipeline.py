@@ -9,7 +9,7 @@ __all__ = ['cache_bytes', 'draw_light', 'light_tables', 'square_window', 'draw_c
            'resize_pixels', 'presize_pixels', 'PackedReader', 'OneReading', 'keep_memory', 'FastDL', 'normalise_pixels',
            'cache_folder', 'PixelCache', 'build_cache', 'open_cache', 'cache_table', 'clear_cache']
 
-# %% ../nbs/02b_fast_pipeline.ipynb #86e778f5
+# %% ../nbs/02b_fast_pipeline.ipynb #38d8c4f6
 import pets_nb
 from .data import data_config, max_picture_pixels, open_picture, to_rgb, upright, whole_file, _locked
 from .maps import augmentation_matrix, draw_augmentations
@@ -27,7 +27,7 @@ from fastai.torch_core import TensorCategory, to_device
 from fastai.vision.augment import RandTransform
 from fastai.vision.core import PILImage, TensorImage
 
-# %% ../nbs/02b_fast_pipeline.ipynb #f497966e
+# %% ../nbs/02b_fast_pipeline.ipynb #4bd26023
 def draw_light(
     n:int, # Number of pictures
     generator:torch.Generator=None, # Source of random numbers; None is torch's global one
@@ -40,7 +40,7 @@ def draw_light(
     most = -math.log(1 - max_lighting)
     return dict(brightness=masked(uniform(0.5*(1 - max_lighting), 0.5*(1 + max_lighting)), 0.5), contrast=masked(uniform(-most, most).exp(), 1.))
 
-# %% ../nbs/02b_fast_pipeline.ipynb #ea9261fb
+# %% ../nbs/02b_fast_pipeline.ipynb #b762099c
 def light_tables(
     brightness:Tensor, # As from `draw_light`, shape (N,)
     contrast:Tensor, # As from `draw_light`, shape (N,)
@@ -49,7 +49,7 @@ def light_tables(
     value = (torch.arange(256)/255).clamp(1e-7, 1 - 1e-7)
     return (torch.sigmoid((value.logit() + brightness.logit()[:, None])*contrast[:, None])*255).round().to(torch.uint8)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #0c38301a
+# %% ../nbs/02b_fast_pipeline.ipynb #240797a1
 def square_window(
     width:int, # Width of the picture, pixels
     height:int, # Height of the picture, pixels
@@ -58,10 +58,10 @@ def square_window(
     item_size:int=460, # Size that the chapter would resize to, pixels; matters for its rounding only
 )->tuple: # Left, top and side of the square, pixels
     "The square that fastai's `Resize(item_size)` cuts out"
-    side = int(min(width, height)/item_size*item_size)
+    side = max(1, int(min(width, height)/item_size*item_size))
     return int(x*(width - side)), int(y*(height - side)), side
 
-# %% ../nbs/02b_fast_pipeline.ipynb #cab99c9a
+# %% ../nbs/02b_fast_pipeline.ipynb #d1720059
 def draw_chapter(
     n:int, # Number of pictures
     generator:torch.Generator=None, # Source of random numbers; None is torch's global one
@@ -76,7 +76,7 @@ def draw_chapter(
     draws |= {name: value/(item_size - 1) for name,value in dict(crop_left=left, crop_top=top, crop_side=side - 1).items()}
     return draws | draw_light(n, generator)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #d98f8840
+# %% ../nbs/02b_fast_pipeline.ipynb #0b02b56b
 def chapter_matrix(
     draws:dict, # Parameters as from `draw_chapter`
     size:int, # Side of the output, pixels
@@ -87,7 +87,7 @@ def chapter_matrix(
     square[:2],output[:2] = (item_size - 1)/item_size,size/max(size - 1, 1)
     return square[:, None]*augmentation_matrix(draws).double()*output
 
-# %% ../nbs/02b_fast_pipeline.ipynb #c383d524
+# %% ../nbs/02b_fast_pipeline.ipynb #402e5e2c
 def _decoded(source, short):
     "A picture as RGB and upright, a JPEG at a reduced scale whose shorter side is at least `short`, and its full size"
     if not isinstance(source, (str, Path)):
@@ -113,7 +113,7 @@ def open_pixels(
     im,size = _decoded(source, short)
     return np.frombuffer(bytearray(im.tobytes('raw', 'RGBX')), np.uint8).reshape(im.height, im.width, 4), size
 
-# %% ../nbs/02b_fast_pipeline.ipynb #8134a1a9
+# %% ../nbs/02b_fast_pipeline.ipynb #9fed2e1c
 def resize_pixels(
     pixels:np.ndarray, # Shape (H, W, 4), uint8
     height:int, # New height, pixels
@@ -132,7 +132,7 @@ def presize_pixels(
     if min(h, w) <= short: return pixels
     return resize_pixels(pixels, max(round(h*short/min(h, w)), 1), max(round(w*short/min(h, w)), 1))
 
-# %% ../nbs/02b_fast_pipeline.ipynb #e894d1c1
+# %% ../nbs/02b_fast_pipeline.ipynb #3c8ab8a9
 class PackedReader:
     "Bilinear reading through a 3x3 map, on whole pixels instead of channels; keeps its working memory"
     def __init__(self,
@@ -158,7 +158,7 @@ class PackedReader:
         self._weights(w)
         return self._blend(pixels, w)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #0adbb3c9
+# %% ../nbs/02b_fast_pipeline.ipynb #6d908c92
 def _outer(row, at, out): np.add(row[0]*at + row[2], (row[1]*at)[:, None], out=out)
 
 def _fold(x, span):
@@ -180,7 +180,7 @@ def _places(self:PackedReader, matrix, window, edge, h, w):
         o += np.float32(16*start + half*(1 - edge) - 8 + 0.5)
         np.clip(o, 0, np.float32(16*(n_source - 1) - 1), out=o)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #847bc626
+# %% ../nbs/02b_fast_pipeline.ipynb #9bb29abe
 @patch
 def _weights(self:PackedReader, w):
     "Split the places into the index of a pixel and the sixteenths beyond it"
@@ -191,7 +191,7 @@ def _weights(self:PackedReader, w):
     np.copyto(self.index, self.k)
     self.i &= 15; self.j &= 15
 
-# %% ../nbs/02b_fast_pipeline.ipynb #ae89e97a
+# %% ../nbs/02b_fast_pipeline.ipynb #928f9755
 _first_byte = int(sys.byteorder == 'little')
 
 @patch
@@ -208,7 +208,7 @@ def _blend(self:PackedReader, pixels, w):
     for channel in range(3): self.out[..., channel] = high[..., channel]
     return self.out
 
-# %% ../nbs/02b_fast_pipeline.ipynb #6ec0646f
+# %% ../nbs/02b_fast_pipeline.ipynb #8d14052d
 _of_thread = threading.local()
 
 def _reader(size):
@@ -238,7 +238,7 @@ class OneReading(RandTransform):
         seed = torch.randint(2**62, (1,)).item()
         return TensorImage(self.batch([x], self.random, seed)[0])
 
-# %% ../nbs/02b_fast_pipeline.ipynb #bff34236
+# %% ../nbs/02b_fast_pipeline.ipynb #623b9be1
 @patch
 def square(self:OneReading, source):
     "The middle square of a picture at its final size"
@@ -252,7 +252,7 @@ def whole(self:OneReading, source):
     pixels,size = open_pixels(source, self.short)
     return presize_pixels(pixels, self.short), size
 
-# %% ../nbs/02b_fast_pipeline.ipynb #8c10e55b
+# %% ../nbs/02b_fast_pipeline.ipynb #00759778
 @patch
 def batch(self:OneReading,
     sources:list, # Files, or anything else that fastai's `PILImage.create` takes
@@ -283,7 +283,7 @@ def read(self:OneReading, sources, draws, out):
         if lit[i]: got = np.frombuffer(got.tobytes().translate(tables[i].tobytes()), np.uint8).reshape(got.shape)
         out[i] = got
 
-# %% ../nbs/02b_fast_pipeline.ipynb #1e7baa5e
+# %% ../nbs/02b_fast_pipeline.ipynb #0ba58e20
 def keep_memory():
     "Let this process keep the memory it frees, where the system's C library knows how"
     try:
@@ -293,7 +293,7 @@ def keep_memory():
 
 def _start_worker(_): keep_memory()
 
-# %% ../nbs/02b_fast_pipeline.ipynb #60d6fbed
+# %% ../nbs/02b_fast_pipeline.ipynb #64ce78fb
 class _Reads:
     "What the workers hold: reads a batch by its indices"
     def __init__(self, dl): self.dataset,self.reading,self.known = dl.dataset,dl.reading,{}
@@ -313,7 +313,7 @@ class _Feed:
     batches = ()
     def __iter__(self): return iter(self.batches)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #3d19cc4d
+# %% ../nbs/02b_fast_pipeline.ipynb #07afaaef
 class FastDL(TfmdDL):
     "A fastai `DataLoader` whose workers read whole batches of bytes and stay alive between epochs"
     _loader,_busy,_kept = None,False,[]
@@ -339,18 +339,19 @@ class FastDL(TfmdDL):
 
     def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k not in ('_loader', '_busy')}
 
-# %% ../nbs/02b_fast_pipeline.ipynb #c45ca0a4
+# %% ../nbs/02b_fast_pipeline.ipynb #567335c6
 @patch
 def _fetch(self:FastDL):
     "Batches of bytes, from the workers or from this process"
     if self.fake_l.num_workers == 0: yield from map(_Reads(self).__getitem__, self._batches()); return
     feed,loader = self._workers()
+    kept = self._loader is not None and loader is self._loader[-1]
     feed.batches,self._busy = self._batches(),True
     try: yield from loader
     except BaseException as e:
-        if not isinstance(e, GeneratorExit): self._loader = None
+        if kept and not isinstance(e, GeneratorExit): self._loader = None
         raise
-    finally: self._busy = False
+    finally: self._busy = not kept
 
 @patch
 def _workers(self:FastDL):
@@ -367,7 +368,7 @@ def _workers(self:FastDL):
 
 def _same(o): return o
 
-# %% ../nbs/02b_fast_pipeline.ipynb #92235803
+# %% ../nbs/02b_fast_pipeline.ipynb #9b974d8f
 @patch
 def _keep_few(self:FastDL, most=2):
     "Send the workers of older loaders home, so that a notebook with many loaders does not fill the machine"
@@ -376,7 +377,7 @@ def _keep_few(self:FastDL, most=2):
         if not o._busy: o._loader = None
     FastDL._kept[:] = [weakref.ref(o) for o in (*(o for o in alive if o._loader is not None), self)]
 
-# %% ../nbs/02b_fast_pipeline.ipynb #6e5f4cfb
+# %% ../nbs/02b_fast_pipeline.ipynb #ec444865
 def normalise_pixels(
     x:Tensor, # uint8, shape (N, C, H, W), channels last in memory
     mean:Tensor, # Of each channel, on the scale from 0 to 1, C numbers
@@ -400,7 +401,7 @@ def _finish(self:FastDL, b):
     for tfm in tfms[2:]: b = tfm(b, split_idx=self.after_batch.split_idx)
     return b
 
-# %% ../nbs/02b_fast_pipeline.ipynb #9fd2f3aa
+# %% ../nbs/02b_fast_pipeline.ipynb #1973bfe0
 cache_bytes = 10*2**30 # A cache is never larger than this, unless another limit is given
 
 def cache_folder(
@@ -420,7 +421,7 @@ def _cache_file(reading, files, folder):
     what = json.dumps([1, reading.size, reading.item_size, reading.short, [str(o.absolute()) for o in files]])
     return folder/f'{hashlib.sha256(what.encode()).hexdigest()[:16]}.pixels'
 
-# %% ../nbs/02b_fast_pipeline.ipynb #0c76ad9e
+# %% ../nbs/02b_fast_pipeline.ipynb #14f3b6af
 _magic = b'pets_nb pixels 1'
 
 def _check_words(file):
@@ -441,7 +442,7 @@ def _check_pixels(file, start, crc, chunk=2**24):
         while start > 0 and (data := f.read(min(chunk, start))): found,start = zlib.crc32(data, found),start - len(data)
     if found != crc: raise ValueError('its pixels are damaged')
 
-# %% ../nbs/02b_fast_pipeline.ipynb #293f3e0e
+# %% ../nbs/02b_fast_pipeline.ipynb #b256b551
 class PixelCache:
     "Presized pictures in one memory-mapped file"
     def __init__(self,
@@ -462,7 +463,7 @@ class PixelCache:
     def __repr__(self): return f"PixelCache({len(self)} pictures, {self.words['size']} px, {self.start/2**20:,.0f} MiB)"
     def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k != '_pixels'}
 
-# %% ../nbs/02b_fast_pipeline.ipynb #14f19e88
+# %% ../nbs/02b_fast_pipeline.ipynb #a3fd88bc
 @patch
 def _entry(self:PixelCache, source): return self.words['entries'][self.at[str(Path(source).absolute())]]
 
@@ -483,7 +484,7 @@ def square(self:PixelCache,
     size = self.words['size']
     return self.pixels[offset + 4*h*w:][:3*size*size].reshape(size, size, 3)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #28d965c2
+# %% ../nbs/02b_fast_pipeline.ipynb #8ace05ba
 def _wanted(sources):
     "Names and signatures of the files, before anything is read"
     return dict(names=[str(o.absolute()) for o in sources], signatures=[_signature(o) for o in sources])
@@ -500,12 +501,13 @@ def _make_room(folder, needed, most, keep):
     if free < needed + 2**28: raise OSError(f"the presized pictures need about {needed/2**20:,.0f} MiB, and the disk of {folder} has {free/2**20:,.0f} MiB left: "
                                             "free some with clear_cache(), name another folder (cache=PATH), or use cache=False")
 
-# %% ../nbs/02b_fast_pipeline.ipynb #6e4d9c02
+# %% ../nbs/02b_fast_pipeline.ipynb #ccf0ab3d
 def _estimate(reading, files, n=32):
     "About how many bytes the cache of `files` will have, from the sizes of some"
     def one(file):
-        im,(w,h) = None,(0, 0)
-        with Image.open(file) as im: w,h = im.size
+        try:
+            with Image.open(file) as im: w,h = im.size
+        except OSError: w = h = reading.short # whoever reads it will say what is wrong with it
         scale = min(1, reading.short/min(w, h))
         return 4*w*h*scale*scale + 3*reading.size**2
     some = files[::max(1, len(files)//n)]
@@ -527,7 +529,7 @@ def _write_pixels(reading, files, out, threads):
                     out.write(data); crc = zlib.crc32(data, crc); offset += data.nbytes
     return dict(entries=entries, crc=crc), offset
 
-# %% ../nbs/02b_fast_pipeline.ipynb #dcf340bf
+# %% ../nbs/02b_fast_pipeline.ipynb #553eeeb6
 def build_cache(
     reading:OneReading, # Says the sizes
     files, # Pictures
@@ -542,7 +544,7 @@ def build_cache(
         text = json.dumps(words | more).encode()
         out.write(text + _magic + start.to_bytes(8, 'little') + zlib.crc32(text).to_bytes(8, 'little'))
 
-# %% ../nbs/02b_fast_pipeline.ipynb #05824de6
+# %% ../nbs/02b_fast_pipeline.ipynb #afea0d31
 def _usable_cache(file, wanted):
     "The cache in `file` where it is whole and up to date, otherwise None and a message"
     if not file.exists(): return
@@ -572,7 +574,7 @@ def open_cache(
         os.utime(file)
     return cache
 
-# %% ../nbs/02b_fast_pipeline.ipynb #4ad331b1
+# %% ../nbs/02b_fast_pipeline.ipynb #5e541901
 def cache_table(
     folder:str|Path=None, # Where caches are kept; None is `cache_folder()`
 )->pd.DataFrame: # One row for each cache, the one used last first: `file`, `pictures`, `size` in pixels, `MiB`, `used`, `state`
