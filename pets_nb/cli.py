@@ -1,4 +1,4 @@
-"""`pets_nb train`, `data`, `audit` and `predict`: the library's main jobs, each in one line of a terminal.
+"""`pets_nb train`, `data`, `audit`, `predict` and `chapter`: the library's main jobs, each in one line of a terminal.
 
 Docs: https://pets-nb.github.io/pets_nb/cli.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://pets-nb.github.io/pets_nb/cli.html.md"""
 
 # %% auto #0
 __all__ = ['RUNS', 'WHAT_NEXT', 'COMMANDS', 'new_run', 'newest_model', 'divide_cores', 'train', 'data', 'audit', 'predict',
-           'parser', 'main']
+           'chapter', 'parser', 'main']
 
 # %% ../nbs/12_cli.ipynb #a756fcf4
 import argparse, os, sys
@@ -158,8 +158,29 @@ def predict(
     for file,why in found.errors.items(): print(f"{file}: {why}", file=sys.stderr)
     return 2 if found.errors else 0
 
+# %% ../nbs/12_cli.ipynb #995d0641
+def chapter(
+    data:str=None, # Pictures: a folder, 'oxford' or 'drawn'; default as in `pets_nb data`
+    runs:str=None, # Names separated by commas: two-epochs, rate-too-high, rate-found, unfreeze-6, slice-12, six-epochs; default: all
+    arch:str='small_network', # Architecture; published: resnet34, the run six-epochs resnet50
+    weights:str='default', # Starting weights: 'default' (the architecture's own), 'none' (random) or a .safetensors / .pth file
+    size:int=96, # Side of the pictures as the network sees them, pixels; published: 224
+    seed:int=42, # Seed of the split, the new head and the training
+    bs:int=64, # Pictures in a batch
+    precision:str='auto', # 'float32', 'bfloat16', or 'auto': bfloat16 where the processor computes in it
+    workers:int=None, # Worker processes that load pictures; default on a CPU: one for every four cores, at least one
+    verbose:bool=True, # Print a line for each epoch? --no-verbose prints the table only
+    out:Path='chapter_runs', # Folder of the records: one file for each finished run, found there by the next call
+):
+    "Repeat the training runs of the book chapter, and set them beside the published figures"
+    from pets_nb.transfer_learning import run_chapter
+    table = run_chapter(data, out, runs=runs, arch=arch, size=size, weights='none' if weights.lower()=='none' else weights, seed=seed, bs=bs,
+                        precision=precision, workers=_set_cores(workers), verbose=verbose)
+    print('\n'+table.to_string(na_rep='', float_format='{:.2f}'.format))
+    print(f"\nErrors in percent; the records are in {out}. The same command finds them there and does only what is missing.")
+
 # %% ../nbs/12_cli.ipynb #bc9c0225
-COMMANDS = {'train': train, 'data': data, 'audit': audit, 'predict': predict}
+COMMANDS = {'train': train, 'data': data, 'audit': audit, 'predict': predict, 'chapter': chapter}
 
 def parser(
 )->argparse.ArgumentParser: # With a subparser for each of `COMMANDS`

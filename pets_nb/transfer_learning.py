@@ -8,22 +8,22 @@ Docs: https://pets-nb.github.io/pets_nb/transfer_learning.html.md"""
 __all__ = ['CHAPTER_RUNS', 'PictureArray', 'load_pictures', 'memory_dls', 'first_filters', 'layer_activations',
            'plot_activations', 'linear_readout', 'cut', 'ConcatPool', 'create_head', 'replace_head', 'group_table',
            'freeze_to', 'snapshot', 'changed_tensors', 'cosine', 'one_cycle', 'spread_rates', 'cycle_values',
-           'cycle_table', 'OneCycle', 'fit_one_cycle', 'fine_tune', 'RateRecorder', 'bfloat16', 'write_json',
-           'checksum', 'read_record', 'try_recipes', 'summarize', 'plot_recipes', 'layer_groups', 'layer_decay',
-           'movement', 'run_steps', 'machine', 'run_chapter', 'chapter_table']
+           'cycle_table', 'OneCycle', 'fit_one_cycle', 'fine_tune', 'RateRecorder', 'checksum', 'weights_words',
+           'read_record', 'try_recipes', 'summarize', 'differences', 'plot_recipes', 'layer_groups', 'layer_decay',
+           'movement', 'run_steps', 'machine', 'run_chapter', 'chapter_errors', 'chapter_table']
 
 # %% ../nbs/07_transfer_learning.ipynb #fcab6f8b
 import hashlib, json, math, os, platform, re, time
-from contextlib import nullcontext
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
-from .baseline import pets_learner
-from .data import get_pets, open_picture, usable_pictures
+from .baseline import fast_bfloat16, pets_learner
+from .data import get_pets, open_picture, usable_pictures, write_json
 from .labels import BreedLabeller
 from .presizing import FixedSplitter, pets_dls, random_split
+from .small_network import weights_file
 import torch.nn.functional as F
 from torch import Tensor, nn
 from fastai.data.all import CategoryBlock, DataBlock, DataLoaders, IntToFloatTensor, TransformBlock
@@ -33,6 +33,7 @@ from fastai.torch_core import TensorImage, default_device, norm_types, params
 from fastai.vision.augment import aug_transforms
 from fastcore.foundation import L
 from PIL import Image, ImageOps
+from scipy import stats
 
 # %% ../nbs/07_transfer_learning.ipynb #174292c0
 class PictureArray:
@@ -370,40 +371,11 @@ class RateRecorder(Callback):
     @property
     def table(self): return pd.DataFrame(self.rows, columns=[*(f'group {i}' for i in range(len(self.rows[0])-1)), 'momentum']).rename_axis('step')
 
-# %% ../nbs/07_transfer_learning.ipynb #564f8cad
-def bfloat16(
-    on:bool=True, # Round to bfloat16? `False` gives a context that does nothing
-    device:str='cpu', # Kind of device, such as 'cpu' or 'cuda'
-):
-    "A context in which matrix products and convolutions are computed in bfloat16, safe around a whole training run"
-    return torch.autocast(torch.device(device).type, torch.bfloat16, cache_enabled=False) if on else nullcontext()
-
 # %% ../nbs/07_transfer_learning.ipynb #81902137
 def _quiet(learn):
     learn.remove_cb(ProgressCallback)
     learn.logger = lambda row: None
     return learn
-
-# %% ../nbs/07_transfer_learning.ipynb #9109bfdd
-def write_json(
-    path:Path, # File to write
-    data:dict, # Anything that JSON can hold; numbers that are not finite become `null`
-)->Path: # `path`
-    "Write a JSON file completely or not at all"
-    def finite(o):
-        if isinstance(o, dict): return {str(k): finite(v) for k,v in o.items()}
-        if isinstance(o, (list,tuple)): return [finite(v) for v in o]
-        if isinstance(o, np.generic): o = o.item()
-        return None if isinstance(o, float) and not math.isfinite(o) else o
-    path = Path(path)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        with part.open('w', encoding='utf-8') as f:
-            json.dump(finite(data), f, indent=1, allow_nan=False)
-            f.flush(); os.fsync(f.fileno())
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-    return path
 
 # %% ../nbs/07_transfer_learning.ipynb #11841d66
 def checksum(
@@ -415,36 +387,50 @@ def checksum(
     return h.hexdigest()[:16]
 
 # %% ../nbs/07_transfer_learning.ipynb #d5477b16
+def weights_words(
+    arch:str='small_network', # Architecture, see `pets_learner`
+    weights:str='default', # Starting weights, see `pets_learner`; also 'none'
+)->str: # Name and checksum of the file; 'none' for random weights; 'default' for those that torchvision downloads
+    "Which weights a run starts from, in words that tell two files apart"
+    if weights in (None,'none'): return 'none'
+    if weights=='default' and arch!='small_network': return 'default'
+    file = weights_file if weights=='default' else Path(weights)
+    if not file.is_file(): raise FileNotFoundError(f"no file of weights at {file}")
+    return f'{file.name}, sha256 {checksum(file.read_bytes())}'
+
+# %% ../nbs/07_transfer_learning.ipynb #67ce8a5a
 def read_record(
     file:Path, # A record, which may not exist
     settings:dict, # What it has to be the record of
+    verbose:bool=True, # Say when a file is no complete record?
 )->dict: # The record, or None if the run has to be done
     "The record of a finished run"
     if not file.exists(): return None
     try: record = json.loads(file.read_text(encoding='utf-8'))
     except ValueError: record = None
     if not isinstance(record, dict) or not record.get('history') or 'settings' not in record:
-        print(f"{file.name}: not a complete record, not used")
+        if verbose: print(f"{file.name}: not a complete record, not used")
         return None
     old,new = record['settings'],json.loads(json.dumps(settings))
     differ = [f'{k}: {old.get(k)!r}, now {v!r}' for k,v in new.items() if old.get(k)!=v]
     if differ: raise ValueError(f"{file} is the record of another experiment ({'; '.join(differ)}): choose another folder, or delete the file")
     return record
 
-# %% ../nbs/07_transfer_learning.ipynb #67ce8a5a
+# %% ../nbs/07_transfer_learning.ipynb #2b844716
 def try_recipes(
     pictures:PictureArray, # From `load_pictures`
     recipes:dict, # Functions by name; each gets `new(**kwargs)`, which makes a learner, and returns a trained learner
     seeds:tuple=(42,43,44), # Seeds of the split, the new head and the training
     size:int=48, # Side of the square pictures in a batch, pixels
     bs:int=32, # Pictures in a batch
-    half:bool=False, # Compute in bfloat16?
+    about:dict=None, # What else the recipes depend on (epochs, rates), so that a record of other numbers is not taken for this one
     records:Path=None, # Folder in which each finished run is kept, and found by the next call; None: nothing is kept
-    **kwargs, # Defaults of `pets_learner` for every recipe: `arch`, `weights`
+    **kwargs, # Defaults of `pets_learner` for every recipe: `arch`, `weights`, `precision`
 )->pd.DataFrame: # One row for each recipe and seed: `recipe`, `seed`, `error`, `valid_loss`, `train_loss`, `seconds`, and what a recipe wrote into `learn.notes`
     "Train with every recipe and every seed"
-    same = dict(pictures=checksum(pictures.pixels.numpy().tobytes(), *pictures.breeds), size=size, bs=bs, half=half,
-                **{k: Path(v).name if k=='weights' and v else str(v) for k,v in kwargs.items()})
+    begin = weights_words(kwargs.get('arch', 'small_network'), kwargs.get('weights', 'default'))
+    same = dict(pictures=checksum(pictures.pixels.numpy().tobytes(), *pictures.breeds), size=size, bs=bs, weights=begin, about=about or {},
+                **{k: str(v) for k,v in kwargs.items() if k!='weights'})
     rows = []
     for seed in seeds:
         dls = memory_dls(pictures, size=size, bs=bs, seed=seed)
@@ -455,7 +441,7 @@ def try_recipes(
             record = file and read_record(file, settings)
             if not record:
                 start = time.perf_counter()
-                with bfloat16(half, dls.device): learn = recipe(new)
+                learn = recipe(new)
                 record = dict(settings=settings, history=learn.history.rows, seconds=time.perf_counter()-start, notes=getattr(learn, 'notes', {}))
                 if file: write_json(file, record)
             last = record['history'][-1]
@@ -471,6 +457,17 @@ def summarize(
     res = table.groupby('recipe', sort=False).agg(error=('error','mean'), sd=('error','std'), train_loss=('train_loss','mean'),
                                                  valid_loss=('valid_loss','mean'), seconds=('seconds','mean'))
     return res.assign(error=100*res.error, sd=100*res.sd).rename(columns={'error':'error %', 'sd':'sd %'}).round(2)
+
+# %% ../nbs/07_transfer_learning.ipynb #e8ce20ec
+def differences(
+    table:pd.DataFrame, # From `try_recipes`
+    to:str, # The recipe with which the others are compared
+)->pd.DataFrame: # For each other recipe, in points of percent: mean difference, sd over the seeds, 95 % interval of the mean
+    "How much larger each recipe's error is than that of another one with the same seed"
+    errors = 100*table.pivot(index='seed', columns='recipe', values='error')
+    diff = errors.sub(errors[to], axis=0)[[o for o in dict.fromkeys(table.recipe) if o!=to]]
+    half = stats.t.ppf(0.975, len(diff)-1)*diff.sem()
+    return pd.DataFrame({f'minus {to}, points': diff.mean(), 'sd': diff.std(), '95 % from': diff.mean()-half, 'to': diff.mean()+half}).round(2)
 
 # %% ../nbs/07_transfer_learning.ipynb #75f95e60
 def plot_recipes(
@@ -557,10 +554,11 @@ def machine(
                 python=platform.python_version(), **{o: version(o) for o in ('torch','torchvision','fastai','pets_nb')})
 
 # %% ../nbs/07_transfer_learning.ipynb #f92ab072
-def _settings(source, files, run, arch, size, bs, weights, seed, precision):
-    words = weights if weights in ('default','none') else f'{Path(weights).name}, sha256 {checksum(Path(weights).read_bytes())}'
-    return dict(run=run, steps=CHAPTER_RUNS[run]['steps'], source=source if source in ('oxford','drawn') else 'folder', pictures=len(files),
-                names=checksum(*(o.name for o in files)), arch=arch, weights=words, size=size, bs=bs, seed=seed, split='random 20 %', precision=precision)
+def _conditions(files, arch, size, bs, weights, seed, precision):
+    "What all runs of one call have in common, as it stands in their records"
+    if precision=='auto': precision = 'bfloat16' if fast_bfloat16(default_device()) else 'float32'
+    return dict(pictures=len(files), files=checksum(*(f'{o.name} {o.stat().st_size}' for o in files)), arch=arch, weights=weights_words(arch, weights),
+                size=size, bs=bs, seed=seed, split='random 20 %', precision=precision)
 
 # %% ../nbs/07_transfer_learning.ipynb #43e2760d
 class _Lines(Callback):
@@ -582,51 +580,76 @@ def run_chapter(
     weights:str='default', # 'default' (the architecture's own), 'none' (random), or a file
     seed:int=42, # Seed of the split, the new head and the training
     bs:int=64, # Pictures in a batch
-    precision:str='float32', # 'float32', or 'bfloat16' (autocast: about half the time on a GPU or CPU that has it)
+    precision:str='float32', # 'float32', 'bfloat16', or 'auto': bfloat16 where the device computes in it
     workers:int=None, # Worker processes that load pictures; default: one for each core, at most 8
     verbose:bool=True, # Print a line for each epoch?
-)->pd.DataFrame: # `chapter_table(out_dir)`
+)->pd.DataFrame: # The runs and their errors, see `chapter_table`
     "Run the chapter's training runs, or some of them, and set them beside the published figures"
-    names = list(CHAPTER_RUNS) if runs is None else [o.strip() for o in (runs.split(',') if isinstance(runs, str) else runs)]
+    names = list(CHAPTER_RUNS) if runs is None else list(dict.fromkeys(o.strip() for o in (runs.split(',') if isinstance(runs, str) else runs)))
     unknown = [o for o in names if o not in CHAPTER_RUNS]
     if unknown: raise ValueError(f"no such run: {', '.join(unknown)}; the chapter's runs are {', '.join(CHAPTER_RUNS)}")
-    if precision not in ('float32','bfloat16'): raise ValueError(f"precision is {precision!r}; expected 'float32' or 'bfloat16'")
-    out_dir,weights = Path(out_dir),'none' if weights is None else str(weights)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    if precision not in ('float32','bfloat16','auto'): raise ValueError(f"precision is {precision!r}; expected 'float32', 'bfloat16' or 'auto'")
+    weights,out_dir = 'none' if weights is None else str(weights),Path(out_dir)
     path = get_pets(source)
     files = usable_pictures(path)
-    make = partial(_settings, source, files, arch=arch, size=size, bs=bs, weights=weights, seed=seed, precision=precision)
-    todo = {o: out_dir/f'{o}-seed{seed}.json' for o in names}
-    done = [o for o,file in todo.items() if read_record(file, make(o))]
+    common = _conditions(files, arch, size, bs, weights, seed, precision)
+    settings = {o: dict(run=o, steps=CHAPTER_RUNS[o]['steps'], **common) for o in names}
+    out_dir.mkdir(parents=True, exist_ok=True)
+    file = lambda o: out_dir/f'{o}-seed{seed}.json'
+    done = [o for o in names if read_record(file(o), settings[o])]
     if done: print(f"Already finished in {out_dir.name}: {', '.join(done)}")
-    dls = pets_dls(path, size=size, bs=bs, seed=seed, num_workers=workers, files=files) if len(done)<len(todo) else None
-    for name,file in todo.items():
-        if name not in done: _run(name, file, dls, make(name), None if weights=='none' else weights, verbose)
-    return chapter_table(out_dir)
+    chapter_errors(out_dir, common) # raises now, not after the training, if the folder holds other conditions
+    dls = pets_dls(path, size=size, bs=bs, seed=seed, num_workers=workers, files=files) if len(done)<len(names) else None
+    for o in names:
+        if o not in done: _run(o, file(o), dls, settings[o], None if weights=='none' else weights, verbose)
+    return chapter_table(out_dir, common)
 
 # %% ../nbs/07_transfer_learning.ipynb #17594e81
 def _run(name, file, dls, settings, weights, verbose):
     "Train one run and write its record"
     start,began = time.perf_counter(),datetime.now(timezone.utc).isoformat(timespec='seconds')
-    learn = _quiet(pets_learner(dls, settings['arch'], weights=weights, seed=settings['seed'], verbose=verbose, cbs=_Lines(name) if verbose else None))
+    learn = _quiet(pets_learner(dls, settings['arch'], weights=weights, seed=settings['seed'], precision=settings['precision'], verbose=verbose,
+                                cbs=_Lines(name) if verbose else None))
     freeze_to(learn, -1)
-    with bfloat16(settings['precision']=='bfloat16', dls.device): run_steps(learn, settings['steps'])
+    run_steps(learn, settings['steps'])
     write_json(file, dict(settings=settings, breeds=dls.c, train=len(dls.train_ds), valid=len(dls.valid_ds), device=str(dls.device), began=began,
                           seconds=time.perf_counter()-start, machine=machine(), history=learn.history.rows))
 
 # %% ../nbs/07_transfer_learning.ipynb #3943c5cb
+def _same_conditions(records, common):
+    "Raise if records differ in anything but run, steps and seed"
+    for file,record in records.items():
+        old = record['settings']
+        differ = [f'{k}: {old.get(k)!r}, elsewhere {v!r}' for k,v in common.items() if k!='seed' and old.get(k)!=v]
+        if differ: raise ValueError(f"{file} was made under other conditions ({'; '.join(differ)}), and a table must not mix them: choose another folder, or delete the file")
+
+# %% ../nbs/07_transfer_learning.ipynb #a2a4a6dd
+def chapter_errors(
+    out_dir:Path='chapter_runs', # Folder of the records that `run_chapter` wrote
+    common:dict=None, # Settings that all records must share; None: those of the first record
+)->pd.DataFrame: # One row for each record: `run`, `seed`, errors in percent (`frozen`: last frozen epoch, `final`, `best`), `seconds` of an unfrozen epoch
+    "The errors in the records of a folder"
+    found = {o: read_record(o, {}, verbose=False) for o in sorted(Path(out_dir).glob('*-seed*.json'))}
+    found = {k: v for k,v in found.items() if v}
+    if common is None: common = next(({k: v for k,v in o['settings'].items() if k not in ('run','steps')} for o in found.values()), {})
+    _same_conditions(found, common)
+    rows = []
+    for record in found.values():
+        history = pd.DataFrame(record['history'])
+        frozen,error = history.frozen.astype(bool),100*history.error_rate
+        rows.append(dict(run=record['settings']['run'], seed=record['settings']['seed'], frozen=error[frozen].iloc[-1], final=error.iloc[-1],
+                         best=error.min(), seconds=history.seconds[~frozen].mean()))
+    return pd.DataFrame(rows, columns=['run','seed','frozen','final','best','seconds'])
+
+# %% ../nbs/07_transfer_learning.ipynb #a04d381b
 def chapter_table(
     out_dir:Path='chapter_runs', # Folder of the records that `run_chapter` wrote
+    common:dict=None, # Settings that all records must share; None: those of the first record
 )->pd.DataFrame: # One row for each run: published errors and ours, in percent; with several seeds their mean and sd
     "The records of a folder beside the published figures"
-    records = L(read_record(o, {}) for o in sorted(Path(out_dir).glob('*-seed*.json'))).filter()
-    rows = []
-    for name,run in CHAPTER_RUNS.items():
-        mine = [pd.DataFrame(o['history']) for o in records if o['settings']['run']==name]
-        last = lambda tables: 100*pd.Series([o.error_rate.iloc[-1] for o in tables if len(o)], dtype=float)
-        frozen,final,best = last([o[o.frozen] for o in mine]),last(mine),100*pd.Series([o.error_rate.min() for o in mine], dtype=float)
-        seconds = pd.Series([o[~o.frozen].seconds.mean() for o in mine], dtype=float).mean()
-        rows.append((name, *(run.get(o) for o in ('frozen','final','best','seconds')), frozen.mean(), final.mean(), final.std(), best.mean(), len(mine), seconds))
-    columns = [('','run'), *(('published', o) for o in ('frozen %','final %','best %','s/epoch')),
-               *(('ours', o) for o in ('frozen %','final %','sd','best %','seeds','s/epoch'))]
-    return pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(columns)).set_index(('','run')).rename_axis('run').round(2)
+    ours = chapter_errors(out_dir, common).groupby('run').agg(frozen=('frozen','mean'), final=('final','mean'), sd=('final','std'), best=('best','mean'),
+                                                              seeds=('seed','size'), seconds=('seconds','mean')).reindex(list(CHAPTER_RUNS))
+    ours['seeds'] = ours.seeds.fillna(0).astype(int)
+    published = pd.DataFrame(CHAPTER_RUNS).T.reindex(columns=['frozen','final','best','seconds'])
+    res = pd.concat(dict(published=published.astype(float), ours=ours), axis=1).rename_axis('run').round(2)
+    return res.rename(columns={'frozen': 'frozen %', 'final': 'final %', 'best': 'best %', 'seconds': 's/epoch'}, level=1)

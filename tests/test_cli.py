@@ -117,3 +117,35 @@ def test_interrupt_is_no_traceback(work, pets):
     p.send_signal(signal.SIGINT)
     _,err = p.communicate(timeout=60)
     assert p.returncode==130 and 'interrupted' in err
+
+# The chapter's runs
+
+CHAPTER = ('--size', 32, '--bs', 16, '--weights', 'none', '--workers', 0, '--out', 'records')
+
+def records(folder): return {o.name: o.stat().st_mtime_ns for o in (folder/'records').glob('*.json')}
+
+def test_chapter_killed_and_resumed(work, pets):
+    "Killed in the middle of its second run, it goes on with that run and keeps the first"
+    wanted = ('chapter', '--data', pets, '--runs', 'two-epochs,slice-12', *CHAPTER)
+    p = subprocess.Popen([PETS_NB, *map(str, wanted)], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'})
+    for line in p.stdout:
+        if line.startswith('slice-12, epoch 1 '): break
+    else: pytest.fail('the second run never began')
+    p.kill()
+    p.wait(timeout=60)
+    first = records(work)
+    assert list(first)==['two-epochs-seed42.json']
+    res = run('chapter', '--data', pets, '--runs', 'two-epochs,rate-too-high', *CHAPTER, cwd=work)
+    assert 'Already finished in records: two-epochs' in res.stdout and 'rate-too-high, epoch 2' in res.stdout and 'two-epochs, epoch' not in res.stdout
+    second = records(work)
+    assert set(second)=={'two-epochs-seed42.json', 'rate-too-high-seed42.json'} and second['two-epochs-seed42.json']==first['two-epochs-seed42.json']
+    row = next(o for o in res.stdout.splitlines() if o.startswith('two-epochs '))
+    record = json.loads((work/'records/two-epochs-seed42.json').read_text())
+    assert '8.05' in row and f"{100*record['history'][-1]['error_rate']:.2f}" in row
+    assert {'settings', 'machine', 'history', 'seconds', 'device'} <= set(record) and record['settings']['seed']==42 and record['machine']['torch']
+
+def test_chapter_refuses_what_it_cannot_mix(work, pets):
+    res = run('chapter', '--data', pets, '--runs', 'two-epochs', *CHAPTER[2:], '--size', 48, cwd=work, ok=(2,))
+    assert 'size: 32, now 48' in res.stderr and 'choose another folder, or delete the file' in res.stderr and 'Traceback' not in res.stderr
+    res = run('chapter', '--data', pets, '--runs', 'two-epoch', *CHAPTER, cwd=work, ok=(2,))
+    assert 'no such run: two-epoch;' in res.stderr and 'slice-12' in res.stderr

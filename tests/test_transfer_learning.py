@@ -1,10 +1,12 @@
 "Transfer learning: schedules and weights against fastai for random settings, heads and cuts of many architectures, records that survive faults."
 import json, os
+from pathlib import Path
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 import pets_nb
 from pets_nb import transfer_learning as tl
+from pets_nb.baseline import BFloat16
 from pets_nb.small_network import small_network
 import torchvision
 from fastai.callback.schedule import combined_cos, ParamScheduler
@@ -211,8 +213,20 @@ def test_broken_record_is_done_again(few, tmp_path, capsys):
 def test_other_settings_are_refused(few, tmp_path):
     tl.run_chapter(str(few), tmp_path, runs='two-epochs', **args)
     with pytest.raises(ValueError, match="bs: 8, now 4"): tl.run_chapter(str(few), tmp_path, runs='two-epochs', **{**args, 'bs': 4})
+    with pytest.raises(ValueError, match="bs: 8, elsewhere 4"): tl.run_chapter(str(few), tmp_path, runs='two-epochs', seed=43, **{**args, 'bs': 4})
+    with pytest.raises(ValueError, match="weights: 'none', now 'small_network.safetensors, sha256"):
+        tl.run_chapter(str(few), tmp_path, runs='two-epochs', **{**args, 'weights': 'default'})
     assert len(tl.run_chapter(str(few), tmp_path, runs='two-epochs', seed=43, **args))==len(tl.CHAPTER_RUNS)
     assert tl.chapter_table(tmp_path).loc['two-epochs',('ours','seeds')]==2
+
+def test_other_pictures_are_refused(few, tmp_path):
+    import shutil
+    from PIL import Image
+    pets = Path(shutil.copytree(few, tmp_path/'pets'))
+    tl.run_chapter(str(pets), tmp_path/'runs', runs='rate-too-high', **args)
+    file = pets/'images'/'beagle_1.jpg'
+    Image.open(file).convert('RGB').resize((90,90)).save(file)
+    with pytest.raises(ValueError, match="files: '.*', now '"): tl.run_chapter(str(pets), tmp_path/'runs', runs='rate-too-high', **args)
 
 def test_recipes_resume(tmp_path):
     pictures = tl.PictureArray(torch.randint(0, 256, (20,3,16,16), dtype=torch.uint8), ['a','b']*10)
@@ -231,36 +245,28 @@ def test_recipes_resume(tmp_path):
     table = tl.try_recipes(pictures, dict(a=recipe('a'), b=recipe('b')), **args)
     assert done==['a','b'] and table.steps.tolist()==[2,2] and table.error.between(0, 1).all()
     tl.try_recipes(pictures, dict(a=recipe('a')), **{**args, 'bs': 4})
-    assert done==['a','b','a']
+    tl.try_recipes(pictures, dict(a=recipe('a')), about=dict(epochs=2), **args)
+    assert done==['a','b','a','a']
     fresh = tl.try_recipes(pictures, dict(a=recipe('a'), b=recipe('b')), **{**args, 'records': None})
     assert fresh[['error','valid_loss']].equals(table[['error','valid_loss']])
     assert len(tl.summarize(fresh))==2
 
 def test_chapter_faults(few, tmp_path):
     with pytest.raises(ValueError, match='no such run: three-epochs'): tl.run_chapter(str(few), tmp_path, runs='three-epochs', **args)
+    with pytest.raises(ValueError, match="no such run: , x;"): tl.run_chapter(str(few), tmp_path, runs='two-epochs,,x', **args)
     with pytest.raises(ValueError, match="precision is 'int8'"): tl.run_chapter(str(few), tmp_path, precision='int8', **args)
     with pytest.raises(FileNotFoundError): tl.run_chapter(str(few), tmp_path, runs='two-epochs', **{**args, 'weights': str(tmp_path/'none.safetensors')})
 
-def test_write_json_is_atomic(tmp_path, monkeypatch):
-    file = tl.write_json(tmp_path/'a.json', dict(a=1))
-    def fail(*_): raise OSError('disk full')
-    monkeypatch.setattr(tl.os, 'replace', fail)
-    with pytest.raises(OSError): tl.write_json(file, dict(a=2))
-    assert json.loads(file.read_text())==dict(a=1) and os.listdir(tmp_path)==['a.json']
-
-@given(st.recursive(st.one_of(st.none(), st.floats(), st.integers(), st.text()), lambda o: st.lists(o) | st.dictionaries(st.text(), o), max_leaves=8))
-@settings(max_examples=30, deadline=None)
-def test_write_json_makes_valid_json(tmp_path_factory, data):
-    file = tl.write_json(tmp_path_factory.mktemp('j')/'a.json', dict(data=data))
-    json.loads(file.read_text(), parse_constant=lambda o: pytest.fail(f'{o} is no JSON'))
-
-def test_bfloat16_sees_the_new_weights():
-    layer,x = nn.Linear(2,2),torch.ones(1,2)
-    with tl.bfloat16():
-        before = layer(x).detach()
-        with torch.no_grad(): layer.weight.add_(1)
-        after = layer(x)
-    assert after.dtype==torch.bfloat16 and not torch.equal(before, after)
+def test_precision_bfloat16_sees_the_new_weights():
+    "Autocast around a whole training would go on with the first step's weights"
+    def final_loss(cbs):
+        learn = toy_learner(n_batches=10)
+        learn.add_cbs(cbs)
+        tl.fit_one_cycle(learn, 6, 1e-2)
+        return learn.recorder.values[-1][0]
+    full,half = final_loss([]),final_loss([BFloat16()])
+    with torch.autocast('cpu', torch.bfloat16): stale = final_loss([])
+    assert stale > full and abs(half-full) < 0.1*(stale-full)
 
 @pytest.mark.skipif(not os.getenv('PETS_NB_WEIGHTS'), reason='needs a file of resnet18 weights, PETS_NB_WEIGHTS')
 def test_real_weights_fit():
