@@ -106,18 +106,20 @@ def error_table(
 
 # %% ../nbs/03_baseline.ipynb #17059f7a
 def fast_bfloat16(
-    device:torch.device, # Device of the batches
+    device:str|torch.device, # Device of the batches
 )->bool: # True for a GPU of compute capability 8 or more, and a CPU with AVX512-BF16 or AMX
     "Whether `device` computes in bfloat16 natively"
-    if device.type=='cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type!='cpu': return False
+    kind = torch.device(device).type
+    if kind=='cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind!='cpu': return False
     return any(getattr(torch.cpu, o, lambda: False)() for o in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
 
 class BFloat16(Callback):
     "Run forward pass and loss under autocast in bfloat16, on whatever device the batches are"
-    order = 10
+    order,dtype = 10,torch.bfloat16
     def before_batch(self):
-        self.autocast = torch.autocast(self.dls.device.type, torch.bfloat16)
+        self._close() # a batch that was interrupted left it open
+        self.autocast = torch.autocast(next(self.model.parameters()).device.type, self.dtype, cache_enabled=False)
         self.autocast.__enter__()
     def after_pred(self): self.learn.pred = to_float(self.pred)
     def after_loss(self): self._close()
