@@ -1,4 +1,4 @@
-"""`pets_nb train`, `data`, `audit`, `predict` and `chapter`: the library's main jobs, each in one line of a terminal.
+"""`pets_nb train`, `data`, `audit`, `predict`, `chapter` and `benchmark`: the library's main jobs, each in one line of a terminal.
 
 Docs: https://pets-nb.github.io/pets_nb/cli.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://pets-nb.github.io/pets_nb/cli.html.md"""
 
 # %% auto #0
 __all__ = ['RUNS', 'WHAT_NEXT', 'COMMANDS', 'new_run', 'newest_model', 'divide_cores', 'train', 'data', 'audit', 'predict',
-           'chapter', 'parser', 'main']
+           'chapter', 'benchmark', 'parser', 'main']
 
 # %% ../nbs/12_cli.ipynb #a756fcf4
 import argparse, os, sys
@@ -94,16 +94,16 @@ def train(
     seed:int=42, # Seed of the split, the new head and the training
     precision:str='auto', # 'float32', 'bfloat16', or 'auto': bfloat16 where the processor computes in it
     split:str='random', # 'random' (20 % validation), or 'official' for the lists of the Oxford authors
-    fast:bool=True, # Crop and resize once in the workers? --no-fast presizes, turns and warps as the chapter does
+    fast:bool=True, # Read each picture once, in the workers? --no-fast goes step by step, as the chapter does
+    cache:bool=False, # Keep the presized pixels on disk, for later epochs and runs?
     workers:int=None, # Worker processes that load pictures; default on a CPU: one for every four cores, at least one
     out:Path=None, # Folder for the results; default: a new one under pets_nb_runs
 )->Path: # The folder with the results
     "Train a breed classifier, show what it learned, and keep it"
-    from pets_nb.baseline import pets_learner
-    from pets_nb.data import get_pets
+    from pets_nb.baseline import pets_learner; from pets_nb.data import get_pets
     from pets_nb.inference import save_model
     from pets_nb.presizing import pets_dls
-    dls = pets_dls(get_pets(data), size=size, bs=bs, split=split, seed=seed, num_workers=_set_cores(workers), fast=fast)
+    dls = pets_dls(get_pets(data), size=size, bs=bs, split=split, seed=seed, num_workers=_set_cores(workers), fast=fast, cache=cache)
     learn = pets_learner(dls, arch, weights=None if weights.lower()=='none' else weights, seed=seed, precision=precision)
     folder = new_run(out)
     learn.fine_tune(epochs, base_lr=lr or (8e-3 if arch=='small_network' else 2e-3), freeze_epochs=freeze_epochs)
@@ -113,11 +113,23 @@ def train(
     print(f"\nSaved in {folder}: model/ (weights and words), history.csv, predictions.png (look at it)\n{WHAT_NEXT}")
     return folder
 
+# %% ../nbs/12_cli.ipynb #db8e7edd
+def _caches(clear):
+    "Print the table of caches, after removing them if asked"
+    from pets_nb import fast_pipeline
+    if clear: fast_pipeline.clear_cache()
+    table = fast_pipeline.cache_table()
+    print(f"{len(table)} caches of presized pixels, {table.MiB.sum():,.0f} MiB in {fast_pipeline.cache_folder()}")
+    if len(table): print(table.to_string(index=False))
+
 # %% ../nbs/12_cli.ipynb #0d7d3c10
 def data(
     data:str=None, # A folder, 'oxford' or 'drawn'; default: the environment variable PETS_NB_DATA, else oxford where it is on disk or a GPU is there, else drawn
+    cache:bool=False, # Show the caches of presized pixels (see `pets_nb train --cache`) instead
+    clear_cache:bool=False, # Remove them
 ):
-    "Fetch or draw the pictures, and say where they are and what is in them"
+    "Fetch or draw the pictures, and say where they are and what is in them; or show the cache of presized pixels"
+    if cache or clear_cache: return _caches(clear_cache)
     from pets_nb.data import get_pets, usable_pictures
     from pets_nb.labels import BreedLabeller, species
     path = get_pets(data)
@@ -179,8 +191,24 @@ def chapter(
     print('\n'+table.to_string(na_rep='', float_format='{:.2f}'.format))
     print(f"\nErrors in percent; the records are in {out}. The same command finds them there and does only what is missing.")
 
+# %% ../nbs/12_cli.ipynb #d82f13b4
+def benchmark(
+    data:str=None, # Pictures: a folder, 'oxford' or 'drawn'; default as in `pets_nb data`
+    what:str=None, # Names separated by commas: pipeline, evaluation, memory, growth, training-all, training, staircase; default: all but training
+    arch:str='resnet18', # Architecture: small_network, or a torchvision classifier
+    weights:str='default', # Starting weights: 'default' (the architecture's own) or a .safetensors / .pth file
+    size:int=224, # Side of the pictures as the network sees them, pixels
+    turns:int=3, # Turns of the two sides, each with another seed
+    out:Path='benchmarks', # Folder of the records, found there by the next call
+):
+    "Time the chapter's recipe against this library's, taking turns, and compare the errors"
+    from pets_nb.benchmarks import run_benchmarks
+    table = run_benchmarks(data, out, what=what, arch=arch, weights=weights, size=size, turns=turns)
+    print('\n'+table.to_string(index=False, na_rep='', float_format='{:.2f}'.format))
+    print(f"\nA ratio above 1: ours is faster, or smaller. Errors in percent. The records are in {out}.")
+
 # %% ../nbs/12_cli.ipynb #bc9c0225
-COMMANDS = {'train': train, 'data': data, 'audit': audit, 'predict': predict, 'chapter': chapter}
+COMMANDS = {'train': train, 'data': data, 'audit': audit, 'predict': predict, 'chapter': chapter, 'benchmark': benchmark}
 
 def parser(
 )->argparse.ArgumentParser: # With a subparser for each of `COMMANDS`
