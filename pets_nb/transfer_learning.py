@@ -417,6 +417,18 @@ def read_record(
     return record
 
 # %% ../nbs/07_transfer_learning.ipynb #2b844716
+def _recorded(folder, settings, train):
+    "The record of a run: the one in `folder`, or that of the learner which `train` returns"
+    file = Path(folder)/f'{checksum(settings)}.json' if folder else None
+    record = file and read_record(file, settings)
+    if record: return record
+    start = time.perf_counter()
+    learn = train()
+    record = dict(settings=settings, history=learn.history.rows, seconds=time.perf_counter()-start, notes=getattr(learn, 'notes', {}))
+    if file: write_json(file, record)
+    return record
+
+# %% ../nbs/07_transfer_learning.ipynb #de09a273
 def try_recipes(
     pictures:PictureArray, # From `load_pictures`
     recipes:dict, # Functions by name; each gets `new(**kwargs)`, which makes a learner, and returns a trained learner
@@ -437,13 +449,7 @@ def try_recipes(
         def new(**kw): return _quiet(pets_learner(dls, seed=seed, verbose=False, **{**kwargs, **kw}))
         for name,recipe in recipes.items():
             settings = dict(recipe=name, seed=seed, **same)
-            file = Path(records)/f'{checksum(settings)}.json' if records else None
-            record = file and read_record(file, settings)
-            if not record:
-                start = time.perf_counter()
-                learn = recipe(new)
-                record = dict(settings=settings, history=learn.history.rows, seconds=time.perf_counter()-start, notes=getattr(learn, 'notes', {}))
-                if file: write_json(file, record)
+            record = _recorded(records, settings, partial(recipe, new))
             last = record['history'][-1]
             rows.append(dict(recipe=name, seed=seed, error=last['error_rate'], valid_loss=last['valid_loss'], train_loss=last['train_loss'],
                              seconds=record['seconds'], **record['notes']))
@@ -571,6 +577,15 @@ class _Lines(Callback):
         print(f"{self.run_name}, {epoch}: error {100*row['error_rate']:.2f} %, {row['seconds']:.1f} s")
 
 # %% ../nbs/07_transfer_learning.ipynb #5201961f
+def _run_names(runs):
+    "The names in a text or list, each once; all of `CHAPTER_RUNS` for None"
+    if runs is None: return list(CHAPTER_RUNS)
+    names = list(dict.fromkeys(o.strip() for o in (runs.split(',') if isinstance(runs, str) else runs)))
+    unknown = [o for o in names if o not in CHAPTER_RUNS]
+    if unknown: raise ValueError(f"no such run: {', '.join(unknown)}; the chapter's runs are {', '.join(CHAPTER_RUNS)}")
+    return names
+
+# %% ../nbs/07_transfer_learning.ipynb #2853c0a9
 def run_chapter(
     source:str=None, # Pictures: a folder, 'oxford' or 'drawn'; default: see `get_pets`
     out_dir:Path='chapter_runs', # Folder of the records; finished runs are found there and not done again
@@ -585,9 +600,7 @@ def run_chapter(
     verbose:bool=True, # Print a line for each epoch?
 )->pd.DataFrame: # The runs and their errors, see `chapter_table`
     "Run the chapter's training runs, or some of them, and set them beside the published figures"
-    names = list(CHAPTER_RUNS) if runs is None else list(dict.fromkeys(o.strip() for o in (runs.split(',') if isinstance(runs, str) else runs)))
-    unknown = [o for o in names if o not in CHAPTER_RUNS]
-    if unknown: raise ValueError(f"no such run: {', '.join(unknown)}; the chapter's runs are {', '.join(CHAPTER_RUNS)}")
+    names = _run_names(runs)
     if precision not in ('float32','bfloat16','auto'): raise ValueError(f"precision is {precision!r}; expected 'float32', 'bfloat16' or 'auto'")
     weights,out_dir = 'none' if weights is None else str(weights),Path(out_dir)
     path = get_pets(source)
