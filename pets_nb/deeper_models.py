@@ -11,7 +11,7 @@ __all__ = ['build_network', 'eval_mode', 'multiply_adds', 'operations', 'SavedTe
            'choose_precision', 'Mixed', 'largest_that_fits', 'training_step', 'try_step', 'StepMemory', 'step_memory',
            'free_memory', 'BatchFit', 'fit_batch_size']
 
-# %% ../nbs/09_deeper_models.ipynb #95290cd4
+# %% ../nbs/09_deeper_models.ipynb #9f95c174
 import copy, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from fastai.callback.training import GradientAccumulation
 from fastai.learner import CancelStepException, Learner
 from fastcore.basics import patch
 
-# %% ../nbs/09_deeper_models.ipynb #11573889
+# %% ../nbs/09_deeper_models.ipynb #70ebe8f3
 def build_network(
     arch:str, # `'small_network'`, a classifier of torchvision such as `'resnet50'`, or one of timm's if timm is installed
     device:str='meta', # Where its weights are; `'meta'` is nowhere: shapes only
@@ -42,7 +42,7 @@ def build_network(
         with torch.device(device): return build()
     except NotImplementedError: return build().to(device) # its random weights need numbers, which 'meta' has not
 
-# %% ../nbs/09_deeper_models.ipynb #a08b656f
+# %% ../nbs/09_deeper_models.ipynb #2a9c16fe
 @contextmanager
 def eval_mode(
     model:nn.Module, # Its modules' modes are put back at the end
@@ -55,7 +55,7 @@ def eval_mode(
 
 def _pictures(model, shape, n=1): return torch.randn(n, *shape, device=next(model.parameters()).device)
 
-# %% ../nbs/09_deeper_models.ipynb #836c4777
+# %% ../nbs/09_deeper_models.ipynb #a5a7044e
 def multiply_adds(
     model:nn.Module, # Any network; on the `meta` device nothing is computed
     shape:tuple=(3,224,224), # Shape of one picture
@@ -72,7 +72,7 @@ def multiply_adds(
         for o in hooks: o.remove()
     return pd.Series(counts, name='multiply-adds', dtype='int64')
 
-# %% ../nbs/09_deeper_models.ipynb #423cebfd
+# %% ../nbs/09_deeper_models.ipynb #c9dde63e
 def operations(
     model:nn.Module, # Any network; on the `meta` device nothing is computed
     shape:tuple=(3,224,224), # Shape of one picture
@@ -81,7 +81,7 @@ def operations(
     with eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter: model(_pictures(model, shape))
     return counter.get_total_flops()//2 # it counts a multiply-add as two
 
-# %% ../nbs/09_deeper_models.ipynb #2d2c08ac
+# %% ../nbs/09_deeper_models.ipynb #6d2e2610
 class SavedTensors:
     "What a forward pass keeps for the backward pass, weights not included: a `with` block that counts bytes"
     def __init__(self,
@@ -102,7 +102,7 @@ class SavedTensors:
     @property
     def sizes(self): return [o.nbytes() for o in self.kept.values()]
 
-# %% ../nbs/09_deeper_models.ipynb #e3610fd4
+# %% ../nbs/09_deeper_models.ipynb #c5ad4e7c
 def activation_bytes(
     model:nn.Module, # Any network; on the `meta` device nothing is computed
     shape:tuple=(3,224,224), # Shape of one picture
@@ -112,7 +112,7 @@ def activation_bytes(
     with SavedTensors(model) as saved: model(_pictures(model, shape, bs))
     return sum(saved.sizes)
 
-# %% ../nbs/09_deeper_models.ipynb #cb9bfcad
+# %% ../nbs/09_deeper_models.ipynb #6ca74359
 def _logits(out): return out if isinstance(out, Tensor) else out[0]
 
 def _seconds(step, device):
@@ -122,7 +122,7 @@ def _seconds(step, device):
     if torch.device(device).type=='cuda': torch.cuda.synchronize()
     return time.perf_counter()-start
 
-# %% ../nbs/09_deeper_models.ipynb #4531a6ef
+# %% ../nbs/09_deeper_models.ipynb #b636513b
 def time_networks(
     archs:list, # Names, see `build_network`
     shape:tuple=(3,224,224), # Shape of one picture
@@ -143,7 +143,7 @@ def time_networks(
             if i: rows.append(dict(network=arch, **{k: 1000*v/bs for k,v in times.items()}))
     return pd.DataFrame(rows).groupby('network', sort=False).median()
 
-# %% ../nbs/09_deeper_models.ipynb #845bd3f2
+# %% ../nbs/09_deeper_models.ipynb #9d596182
 def published_error(
     arch:str, # Name of a network
 )->float: # Top-1 error on ImageNet's validation pictures, per cent; NaN if torchvision publishes none
@@ -152,7 +152,7 @@ def published_error(
     except ValueError: return float('nan')
     return 100-weights[0].meta['_metrics']['ImageNet-1K']['acc@1'] if weights else float('nan')
 
-# %% ../nbs/09_deeper_models.ipynb #fcf1f63d
+# %% ../nbs/09_deeper_models.ipynb #73b7898e
 class NetworkTable:
     "What networks cost and how often they err: data in `.table`, a picture with `.plot()`"
     def __init__(self,
@@ -172,7 +172,7 @@ class NetworkTable:
         ax.margins(0.2)
         return ax
 
-# %% ../nbs/09_deeper_models.ipynb #8f191fb7
+# %% ../nbs/09_deeper_models.ipynb #40a9c06f
 def network_table(
     archs:list, # Names, see `build_network`
     size:int=224, # Side of the pictures, pixels
@@ -192,7 +192,7 @@ def network_table(
     note = f'{size}x{size} pixels; time for one picture on {device} in batches of {bs}, float32, median of {rounds} rounds'
     return NetworkTable(pd.DataFrame(rows).T.join(times).astype({'layers': int}).rename_axis('network'), note)
 
-# %% ../nbs/09_deeper_models.ipynb #f0a04910
+# %% ../nbs/09_deeper_models.ipynb #6348deaa
 def price_of_depth(
     table:pd.DataFrame, # `NetworkTable.table`, networks from cheap to expensive
     time:str='training, ms', # Column of the cost
@@ -204,7 +204,7 @@ def price_of_depth(
     steps.index = [f'{a} to {b}' for a,b in zip([None,*table.index], table.index)]
     return steps.iloc[1:]
 
-# %% ../nbs/09_deeper_models.ipynb #496312b6
+# %% ../nbs/09_deeper_models.ipynb #eae72c73
 def _quiet_fit(learn, fit):
     with learn.no_bar(), learn.no_logging(): fit()
 
@@ -215,7 +215,7 @@ def training_error(
     seen = learn.dls.test_dl(list(learn.dls.train.items), with_labels=True)
     with learn.no_bar(): return float(learn.validate(dl=seen)[1])
 
-# %% ../nbs/09_deeper_models.ipynb #560e5ed5
+# %% ../nbs/09_deeper_models.ipynb #11524555
 def compare_networks(
     pictures:PictureArray, # From `load_pictures`
     archs:dict, # Weights by the name of the network, as `pets_learner` takes them: `'default'`, a path, or None
@@ -236,7 +236,7 @@ def compare_networks(
             rows.append(dict(seed=seed, network=arch, error=last.error_rate, training_error=training_error(learn), valid_loss=last.valid_loss, seconds=seconds))
     return pd.DataFrame(rows).assign(overfitting=lambda o: o.error-o.training_error)
 
-# %% ../nbs/09_deeper_models.ipynb #3417913a
+# %% ../nbs/09_deeper_models.ipynb #9d767fa8
 def paired_difference(
     runs:pd.DataFrame, # From `compare_networks`
     first:str, # Name of a network
@@ -248,7 +248,7 @@ def paired_difference(
     gaps = table[second]-table[first]
     return pd.Series({'mean difference': gaps.mean(), 'standard error': gaps.std()/len(gaps)**0.5, 'seeds': len(gaps)})
 
-# %% ../nbs/09_deeper_models.ipynb #b78e60e4
+# %% ../nbs/09_deeper_models.ipynb #6846f9d6
 def float_formats(
     dtypes:tuple=(torch.float32, torch.bfloat16, torch.float16), # Formats to describe
 )->pd.DataFrame: # One row for each format
@@ -257,7 +257,7 @@ def float_formats(
                 smallest=torch.finfo(o).smallest_normal*torch.finfo(o).eps, gap_after_1=torch.finfo(o).eps) for o in dtypes}
     return pd.DataFrame(rows).T
 
-# %% ../nbs/09_deeper_models.ipynb #366657fc
+# %% ../nbs/09_deeper_models.ipynb #30708571
 class LossScaler:
     "Multiply the loss, divide the gradients, skip a step that overflowed, and adapt the factor"
     def __init__(self,
@@ -283,7 +283,7 @@ class LossScaler:
             if self.factor*self.growth <= torch.finfo(torch.float32).max: self.factor *= self.growth
         else: self.n_good += 1
 
-# %% ../nbs/09_deeper_models.ipynb #cca41e5b
+# %% ../nbs/09_deeper_models.ipynb #2cea3b5e
 @dataclass(frozen=True)
 class Formats:
     "The 16-bit formats in which a device computes natively"
@@ -309,7 +309,7 @@ def native_formats(
     float16 = getattr(torch.cpu, '_is_amx_fp16_supported', lambda: False)()
     return Formats(kind, f"CPU {'with' if bfloat16 else 'without'} bfloat16 instructions", bfloat16, float16)
 
-# %% ../nbs/09_deeper_models.ipynb #b2de0a4d
+# %% ../nbs/09_deeper_models.ipynb #2b447bc9
 @dataclass(frozen=True)
 class PrecisionChoice:
     "What to compute in, and why"
@@ -319,7 +319,7 @@ class PrecisionChoice:
 
     def __str__(self): return f"{str(self.dtype).split('.')[1]}{', loss scaled' if self.scaled else ''} ({self.why})"
 
-# %% ../nbs/09_deeper_models.ipynb #50d1d4cd
+# %% ../nbs/09_deeper_models.ipynb #c9f7b643
 def choose_precision(
     formats:Formats, # What the device computes in, see `native_formats`
     request:str='auto', # `'auto'`, `'float32'`, `'bfloat16'` or `'float16'`
@@ -336,47 +336,53 @@ def choose_precision(
                          f"{choose_precision(formats).dtype} here; emulate=True computes in {request} all the same, slowly")
     return PrecisionChoice(getattr(torch, request), request=='float16', why)
 
-# %% ../nbs/09_deeper_models.ipynb #9f36a95e
+# %% ../nbs/09_deeper_models.ipynb #0c7127d6
 class Mixed(BFloat16):
     "Compute in the 16-bit format that suits the device, with channels last, and loss scaling for float16"
     def __init__(self,
         precision:str='auto', # `'auto'`, `'float32'`, `'bfloat16'` or `'float16'`, see `choose_precision`
-        channels_last:bool=True, # Keep the channels of a pixel side by side in memory?
+        channels_last:bool=None, # Keep the channels of a pixel side by side in memory? None: in a 16-bit format
         emulate:bool=False, # Accept a format that the device only emulates, slowly?
         verbose:bool=True, # Print the choice?
     ): self.precision,self.channels_last,self.emulate,self.verbose,self.choice,self.scaler = precision,channels_last,emulate,verbose,None,None
 
+    @property
+    def reorder(self): return self.dtype!=torch.float32 if self.channels_last is None else self.channels_last
+
     def choose(self, model):
         "Choose for the device that `model` is on, and say so if the choice is new"
         choice = choose_precision(native_formats(next(model.parameters()).device), self.precision, self.emulate)
-        if self.verbose and choice!=self.choice: print(f"Precision: {choice}{', channels last' if self.channels_last else ''}")
-        self.choice,self.dtype = choice,choice.dtype
+        new,self.choice,self.dtype = choice!=self.choice,choice,choice.dtype
+        if self.verbose and new: print(f"Precision: {choice}{', channels last' if self.reorder else ''}")
 
     def before_fit(self):
         others = [type(o).__name__ for o in self.learn.cbs if o is not self and isinstance(o, (BFloat16, MixedPrecision))]
         if others: raise ValueError(f"this learner has {', '.join(others)} beside Mixed, and both open autocast: keep one, for example with learn.to_mixed()")
         self.choose(self.model)
-        if self.channels_last: _channels_last(self.model)
+        if self.reorder: _channels_last(self.model)
         self.scaler = LossScaler() if self.choice.scaled else None
         self.scaling = vars(self.scaler) if self.scaler else {} # the scaler's numbers, where a checkpoint of the callbacks finds them
 
     def before_batch(self):
         if self.choice is None: self.choose(self.model)
-        if self.channels_last: self.learn.xb = tuple(_in_channels_last(o) for o in self.xb)
+        if self.reorder: self.learn.xb = tuple(_in_channels_last(o) for o in self.xb)
         if self.dtype!=torch.float32: super().before_batch()
 
-    def before_backward(self):
-        if not self.scaler: return
-        if self.scaling is not vars(self.scaler): self.scaler.__dict__ = self.scaling # resumed from a checkpoint
-        self.learn.loss_grad = self.scaler.scale(self.loss_grad)
+# %% ../nbs/09_deeper_models.ipynb #822b72ca
+@patch
+def before_backward(self:Mixed):
+    if not self.scaler: return
+    if self.scaling is not vars(self.scaler): self.scaler.__dict__ = self.scaling # resumed from a checkpoint
+    self.learn.loss_grad = self.scaler.scale(self.loss_grad)
 
-    def before_step(self):
-        if not self.scaler: return
-        finite = self.scaler.unscale(self.learn.model.parameters())
-        self.scaler.update(finite)
-        if not finite: raise CancelStepException()
+@patch
+def before_step(self:Mixed):
+    if not self.scaler: return
+    finite = self.scaler.unscale(self.learn.model.parameters())
+    self.scaler.update(finite)
+    if not finite: raise CancelStepException()
 
-# %% ../nbs/09_deeper_models.ipynb #79a0b198
+# %% ../nbs/09_deeper_models.ipynb #0e220b53
 def _in_channels_last(x): return x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.dim()==4 else x
 
 def _channels_last(model):
@@ -386,7 +392,7 @@ def _channels_last(model):
 @patch
 def to_mixed(self:Learner,
     precision:str='auto', # `'auto'`: what suits the device; `'bfloat16'`, `'float16'`, `'float32'`: that one, or an error if the device does not compute in it
-    channels_last:bool=True, # Keep the channels of a pixel side by side in memory?
+    channels_last:bool=None, # Keep the channels of a pixel side by side in memory? None: in a 16-bit format
     emulate:bool=False, # Accept a format that the device only emulates, slowly?
     verbose:bool=True, # Print what was chosen and why?
 )->Learner: # The learner, with `Mixed` in place of any other callback for half precision
@@ -396,7 +402,7 @@ def to_mixed(self:Learner,
     self.remove_cbs([o for o in self.cbs if isinstance(o, (BFloat16, MixedPrecision))])
     return self.add_cb(mixed)
 
-# %% ../nbs/09_deeper_models.ipynb #1066af12
+# %% ../nbs/09_deeper_models.ipynb #bffddd37
 def largest_that_fits(
     fits, # Function: does a batch of this size fit?
     limit:int=1024, # Do not try larger ones
@@ -412,7 +418,7 @@ def largest_that_fits(
         good,bad = (middle,bad) if fits(middle) else (good,middle)
     return good
 
-# %% ../nbs/09_deeper_models.ipynb #42260ef3
+# %% ../nbs/09_deeper_models.ipynb #e7a360db
 def training_step(
     model:nn.Module, # The network
     opt:torch.optim.Optimizer, # Its optimizer
@@ -440,7 +446,7 @@ def try_step(
         if torch.cuda.is_available(): torch.cuda.empty_cache()
     return True
 
-# %% ../nbs/09_deeper_models.ipynb #a77e8e15
+# %% ../nbs/09_deeper_models.ipynb #56042374
 @dataclass(frozen=True)
 class StepMemory:
     "Memory that a training step needs beyond the weights"
@@ -451,7 +457,7 @@ class StepMemory:
     def largest(self, free): return int((free-self.fixed)//self.per_picture)
     def __str__(self): return f'{self.fixed/2**20:.0f} MiB and {self.per_picture/2**20:.1f} MiB for each picture'
 
-# %% ../nbs/09_deeper_models.ipynb #93cbd1f9
+# %% ../nbs/09_deeper_models.ipynb #299b95e0
 def step_memory(
     model:nn.Module, # A network; it is left as it is
     shape:tuple=(3,224,224), # Shape of one picture
@@ -470,7 +476,7 @@ def step_memory(
     growth = [(b-a)/(sizes[1]-sizes[0]) for a,b in zip(*kept)]
     return StepMemory(trained*(1+averages) + sum(kept[0])-sizes[0]*sum(growth), sum(growth) + 2*max(growth))
 
-# %% ../nbs/09_deeper_models.ipynb #35b8152e
+# %% ../nbs/09_deeper_models.ipynb #bdbf0284
 def _cgroup_free(root):
     "Memory left below the limit of the container, bytes; infinity if there is none"
     for limit,used in (('memory.max','memory.current'), ('memory/memory.limit_in_bytes','memory/memory.usage_in_bytes')):
@@ -495,7 +501,7 @@ def free_memory(
     available = next(int(o.split()[1])*1024 for o in lines if o.startswith('MemAvailable'))
     return int(min(available, _cgroup_free(cgroup)))
 
-# %% ../nbs/09_deeper_models.ipynb #5c34bc0a
+# %% ../nbs/09_deeper_models.ipynb #c5d70c49
 @dataclass(frozen=True)
 class BatchFit:
     "The largest batch that fits"
@@ -509,12 +515,13 @@ class BatchFit:
         bs = next(o for o in range(min(self.bs, effective), 0, -1) if effective%o==0)
         return bs, ([GradientAccumulation(effective)] if bs<effective else [])
 
-# %% ../nbs/09_deeper_models.ipynb #458b1820
+# %% ../nbs/09_deeper_models.ipynb #e0136332
 def fit_batch_size(
     model:Learner|nn.Module, # A learner or a network; it is left as it is
     shape:tuple=None, # Shape of one picture; None: that of a learner's batches
     limit:int=1024, # The largest batch to consider
-    free:int=None, # Bytes that may be used; None: what is free. Given, the batch is estimated on a GPU too
+    free:int=None, # Bytes that may be used, for an estimate; None: what is free
+    tries:bool=None, # Try batches until one does not fit, instead of estimating? None: on a CUDA device, unless `free` is given
     margin:float=None, # Share of the memory (estimated) or of the batch (tried) to leave unused; None: 0.25 and 0.05
 )->BatchFit: # The batch size and how it was found
     "Find the largest batch that fits into memory, by trying on a CUDA device and by an estimate elsewhere"
@@ -525,7 +532,7 @@ def fit_batch_size(
         if shape is None: shape = tuple(learn.dls.one_batch()[0].shape[1:])
     elif shape is None: raise ValueError("for a network without a learner, give shape, the shape of one picture, for example (3, 224, 224)")
     device = next(model.parameters()).device
-    if device.type=='cuda' and free is None:
+    if (device.type=='cuda' and free is None) if tries is None else tries:
         trial = copy.deepcopy(model).train()
         opt = torch.optim.Adam([o for o in trial.parameters() if o.requires_grad])
         bs = largest_that_fits(lambda bs: try_step(trial, opt, shape, bs, dtype), limit)

@@ -174,7 +174,8 @@ def test_half_precision_trains_like_float32(precision):
     assert weights(half).dtype==torch.float32 and autocast_is_off()
 
 def test_float32_with_channels_last_is_plain_float32():
-    a,b = fit(toy_learner(), 2, 1e-2),fit(toy_learner('float32'), 2, 1e-2)
+    a,b = fit(toy_learner(), 2, 1e-2),fit(toy_learner('float32', channels_last=True), 2, 1e-2)
+    assert b.model[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(weights(a), weights(b), atol=1e-5)
 
 def test_an_interrupted_batch_leaves_nothing_open_for_the_next_fit():
@@ -290,6 +291,15 @@ def test_fitting_leaves_the_network_as_it_was():
     assert dm.fit_batch_size(model, (3,64,64), free=2**30, limit=7).bs==7
     assert dm.fit_batch_size(model, (3,64,64), free=2**30, margin=0.8).bs < found.bs
     with pytest.raises(ValueError, match='give shape'): dm.fit_batch_size(model)
+
+def test_a_batch_found_by_trying():
+    class SmallMemory(nn.Linear):
+        def forward(self, x):
+            if len(x)>100: raise torch.OutOfMemoryError('CUDA out of memory (pretended)')
+            return super().forward(x)
+    found = dm.fit_batch_size(SmallMemory(4,2), (4,), tries=True)
+    assert found.bs==95 and 'up to 100' in found.how
+    assert dm.fit_batch_size(SmallMemory(4,2), (4,), tries=True, margin=0).bs==100
 
 def test_a_learner_knows_its_shape_and_format():
     full,half = toy_learner(),toy_learner('bfloat16')
