@@ -344,14 +344,17 @@ class Mixed(BFloat16):
         channels_last:bool=None, # Keep the channels of a pixel side by side in memory? None: in a 16-bit format
         emulate:bool=False, # Accept a format that the device only emulates, slowly?
         verbose:bool=True, # Print the choice?
-    ): self.precision,self.channels_last,self.emulate,self.verbose,self.choice,self.scaler = precision,channels_last,emulate,verbose,None,None
+    ):
+        self.precision,self.channels_last,self.emulate,self.verbose = precision,channels_last,emulate,verbose
+        self.device,self.choice,self.scaler = None,None,None
 
     @property
     def reorder(self): return self.dtype!=torch.float32 if self.channels_last is None else self.channels_last
 
     def choose(self, model):
         "Choose for the device that `model` is on, and say so if the choice is new"
-        choice = choose_precision(native_formats(next(model.parameters()).device), self.precision, self.emulate)
+        self.device = next(model.parameters()).device
+        choice = choose_precision(native_formats(self.device), self.precision, self.emulate)
         new,self.choice,self.dtype = choice!=self.choice,choice,choice.dtype
         if self.verbose and new: print(f"Precision: {choice}{', channels last' if self.reorder else ''}")
 
@@ -364,7 +367,7 @@ class Mixed(BFloat16):
         self.scaling = vars(self.scaler) if self.scaler else {} # the scaler's numbers, where a checkpoint of the callbacks finds them
 
     def before_batch(self):
-        if self.choice is None: self.choose(self.model)
+        if self.device!=next(self.model.parameters()).device: self.choose(self.model) # an exported learner may wake up elsewhere
         if self.reorder: self.learn.xb = tuple(_in_channels_last(o) for o in self.xb)
         if self.dtype!=torch.float32: super().before_batch()
 

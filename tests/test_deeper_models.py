@@ -196,6 +196,12 @@ def test_validation_and_prediction_without_a_fit():
         preds,_ = learn.get_preds()
     assert preds.dtype==torch.float32 and np.isfinite(loss) and autocast_is_off()
 
+def test_a_learner_that_wakes_up_on_another_device_chooses_again():
+    learn = toy_learner().to_mixed(verbose=False)
+    learn.mixed.device,learn.mixed.dtype,learn.mixed.choice = torch.device('cuda'),torch.float16,dm.PrecisionChoice(torch.float16, True, 'on a GPU')
+    with learn.no_bar(), learn.no_logging(): learn.validate()
+    assert learn.mixed.device.type=='cpu' and learn.mixed.choice==dm.choose_precision(dm.native_formats('cpu'))
+
 def test_one_callback_for_half_precision_at_a_time():
     learn = toy_learner(cbs=BFloat16()).to_mixed('float32', verbose=False).to_mixed('bfloat16', emulate=True, verbose=False)
     assert [type(o).__name__ for o in learn.cbs if isinstance(o, BFloat16)]==['Mixed']
