@@ -1,4 +1,4 @@
-"""draft
+"""The chapter's pictures, augmented with the same distributions, ten times as many a second
 
 Docs: https://pets-nb.github.io/pets_nb/fast_pipeline.html.md"""
 
@@ -6,14 +6,14 @@ Docs: https://pets-nb.github.io/pets_nb/fast_pipeline.html.md"""
 
 # %% auto #0
 __all__ = ['cache_bytes', 'draw_light', 'light_tables', 'square_window', 'draw_chapter', 'chapter_matrix', 'open_pixels',
-           'resize_pixels', 'presize_pixels', 'PackedReader', 'OneReading', 'keep_memory', 'FastDL', 'normalise_pixels',
+           'resize_pixels', 'presize_pixels', 'PackedReader', 'OneReading', 'FastDL', 'normalise_pixels',
            'cache_folder', 'PixelCache', 'build_cache', 'open_cache', 'cache_table', 'clear_cache']
 
-# %% ../nbs/02b_fast_pipeline.ipynb #38d8c4f6
+# %% ../nbs/02b_fast_pipeline.ipynb #ad3bc420
 import pets_nb
 from .data import data_config, max_picture_pixels, open_picture, to_rgb, upright, whole_file, _locked
 from .maps import augmentation_matrix, draw_augmentations
-import ctypes, hashlib, itertools, json, math, os, shutil, sys, threading, time, warnings, weakref, zlib
+import hashlib, itertools, json, math, os, shutil, sys, threading, time, warnings, weakref, zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
@@ -27,7 +27,7 @@ from fastai.torch_core import TensorCategory, to_device
 from fastai.vision.augment import RandTransform
 from fastai.vision.core import PILImage, TensorImage
 
-# %% ../nbs/02b_fast_pipeline.ipynb #4bd26023
+# %% ../nbs/02b_fast_pipeline.ipynb #da5bb12f
 def draw_light(
     n:int, # Number of pictures
     generator:torch.Generator=None, # Source of random numbers; None is torch's global one
@@ -40,7 +40,7 @@ def draw_light(
     most = -math.log(1 - max_lighting)
     return dict(brightness=masked(uniform(0.5*(1 - max_lighting), 0.5*(1 + max_lighting)), 0.5), contrast=masked(uniform(-most, most).exp(), 1.))
 
-# %% ../nbs/02b_fast_pipeline.ipynb #b762099c
+# %% ../nbs/02b_fast_pipeline.ipynb #c4fa1530
 def light_tables(
     brightness:Tensor, # As from `draw_light`, shape (N,)
     contrast:Tensor, # As from `draw_light`, shape (N,)
@@ -49,7 +49,7 @@ def light_tables(
     value = (torch.arange(256)/255).clamp(1e-7, 1 - 1e-7)
     return (torch.sigmoid((value.logit() + brightness.logit()[:, None])*contrast[:, None])*255).round().to(torch.uint8)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #240797a1
+# %% ../nbs/02b_fast_pipeline.ipynb #973cc141
 def square_window(
     width:int, # Width of the picture, pixels
     height:int, # Height of the picture, pixels
@@ -61,7 +61,7 @@ def square_window(
     side = max(1, int(min(width, height)/item_size*item_size))
     return int(x*(width - side)), int(y*(height - side)), side
 
-# %% ../nbs/02b_fast_pipeline.ipynb #d1720059
+# %% ../nbs/02b_fast_pipeline.ipynb #cb7aa73a
 def draw_chapter(
     n:int, # Number of pictures
     generator:torch.Generator=None, # Source of random numbers; None is torch's global one
@@ -76,7 +76,7 @@ def draw_chapter(
     draws |= {name: value/(item_size - 1) for name,value in dict(crop_left=left, crop_top=top, crop_side=side - 1).items()}
     return draws | draw_light(n, generator)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #0b02b56b
+# %% ../nbs/02b_fast_pipeline.ipynb #8e3ddd9d
 def chapter_matrix(
     draws:dict, # Parameters as from `draw_chapter`
     size:int, # Side of the output, pixels
@@ -87,7 +87,7 @@ def chapter_matrix(
     square[:2],output[:2] = (item_size - 1)/item_size,size/max(size - 1, 1)
     return square[:, None]*augmentation_matrix(draws).double()*output
 
-# %% ../nbs/02b_fast_pipeline.ipynb #402e5e2c
+# %% ../nbs/02b_fast_pipeline.ipynb #45ca3d9e
 def _decoded(source, short):
     "A picture as RGB and upright, a JPEG at a reduced scale whose shorter side is at least `short`, and its full size"
     if not isinstance(source, (str, Path)):
@@ -113,14 +113,14 @@ def open_pixels(
     im,size = _decoded(source, short)
     return np.frombuffer(bytearray(im.tobytes('raw', 'RGBX')), np.uint8).reshape(im.height, im.width, 4), size
 
-# %% ../nbs/02b_fast_pipeline.ipynb #9fed2e1c
+# %% ../nbs/02b_fast_pipeline.ipynb #1fa0c675
 def resize_pixels(
     pixels:np.ndarray, # Shape (H, W, 4), uint8
     height:int, # New height, pixels
     width:int, # New width, pixels
 )->np.ndarray: # Shape (height, width, 4), uint8
     "Resize with averaging, on bytes"
-    x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    x = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     return F.interpolate(x, size=(height, width), mode='bilinear', antialias=True)[0].permute(1, 2, 0).contiguous().numpy()
 
 def presize_pixels(
@@ -132,7 +132,7 @@ def presize_pixels(
     if min(h, w) <= short: return pixels
     return resize_pixels(pixels, max(round(h*short/min(h, w)), 1), max(round(w*short/min(h, w)), 1))
 
-# %% ../nbs/02b_fast_pipeline.ipynb #3c8ab8a9
+# %% ../nbs/02b_fast_pipeline.ipynb #0606f20b
 class PackedReader:
     "Bilinear reading through a 3x3 map, on whole pixels instead of channels; keeps its working memory"
     def __init__(self,
@@ -158,7 +158,7 @@ class PackedReader:
         self._weights(w)
         return self._blend(pixels, w)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #6d908c92
+# %% ../nbs/02b_fast_pipeline.ipynb #065177ec
 def _outer(row, at, out): np.add(row[0]*at + row[2], (row[1]*at)[:, None], out=out)
 
 def _fold(x, span):
@@ -180,7 +180,7 @@ def _places(self:PackedReader, matrix, window, edge, h, w):
         o += np.float32(16*start + half*(1 - edge) - 8 + 0.5)
         np.clip(o, 0, np.float32(16*(n_source - 1) - 1), out=o)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #9bb29abe
+# %% ../nbs/02b_fast_pipeline.ipynb #b8e6dc06
 @patch
 def _weights(self:PackedReader, w):
     "Split the places into the index of a pixel and the sixteenths beyond it"
@@ -191,7 +191,7 @@ def _weights(self:PackedReader, w):
     np.copyto(self.index, self.k)
     self.i &= 15; self.j &= 15
 
-# %% ../nbs/02b_fast_pipeline.ipynb #928f9755
+# %% ../nbs/02b_fast_pipeline.ipynb #3eb4dce1
 _first_byte = int(sys.byteorder == 'little')
 
 @patch
@@ -208,7 +208,7 @@ def _blend(self:PackedReader, pixels, w):
     for channel in range(3): self.out[..., channel] = high[..., channel]
     return self.out
 
-# %% ../nbs/02b_fast_pipeline.ipynb #8d14052d
+# %% ../nbs/02b_fast_pipeline.ipynb #56f291f1
 _of_thread = threading.local()
 
 def _reader(size):
@@ -222,7 +222,7 @@ class OneReading(RandTransform):
     def __init__(self,
         size:int=224, # Side of the square pictures, pixels
         item_size:int=None, # Side of the chapter's presized square, pixels; None is size*460/224
-        density:float=1.5, # A larger picture is first reduced to a shorter side of this times `size`
+        density:float=1.6, # A larger picture is first reduced to a shorter side of this times `size`
         cache=None, # A `PixelCache` to take pictures from
         **kwargs
     ):
@@ -238,21 +238,25 @@ class OneReading(RandTransform):
         seed = torch.randint(2**62, (1,)).item()
         return TensorImage(self.batch([x], self.random, seed)[0])
 
-# %% ../nbs/02b_fast_pipeline.ipynb #623b9be1
+# %% ../nbs/02b_fast_pipeline.ipynb #f009ce9d
 @patch
-def square(self:OneReading, source):
+def square(self:OneReading,
+    source, # A file, or anything else that fastai's `PILImage.create` takes
+)->np.ndarray: # Shape (size, size, 3), uint8
     "The middle square of a picture at its final size"
     pixels,_ = open_pixels(source, 4*self.size)
     left,top,side = square_window(pixels.shape[1], pixels.shape[0], item_size=self.item_size)
     return resize_pixels(pixels[top:top+side, left:left+side], self.size, self.size)[..., :3]
 
 @patch
-def whole(self:OneReading, source):
+def whole(self:OneReading,
+    source, # A file, or anything else that fastai's `PILImage.create` takes
+)->tuple: # Pixels (h, w, 4), uint8, and (width, height) of the full picture
     "A presized picture, and the size of the full one"
     pixels,size = open_pixels(source, self.short)
     return presize_pixels(pixels, self.short), size
 
-# %% ../nbs/02b_fast_pipeline.ipynb #00759778
+# %% ../nbs/02b_fast_pipeline.ipynb #7a2ae7dc
 @patch
 def batch(self:OneReading,
     sources:list, # Files, or anything else that fastai's `PILImage.create` takes
@@ -269,7 +273,11 @@ def batch(self:OneReading,
     return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 @patch
-def read(self:OneReading, sources, draws, out):
+def read(self:OneReading,
+    sources:list, # Files, or anything else that fastai's `PILImage.create` takes
+    draws:dict, # Parameters as from `draw_chapter`
+    out:np.ndarray, # Filled with the result, shape (N, size, size, 3), uint8
+)->None: # Nothing
     "Read the pictures with the parameters `draws` into `out`"
     matrix,tables = chapter_matrix(draws, self.size, self.item_size).numpy(),light_tables(draws['brightness'], draws['contrast']).numpy()
     lit = ((draws['brightness'] != 0.5) | (draws['contrast'] != 1)).tolist()
@@ -283,17 +291,7 @@ def read(self:OneReading, sources, draws, out):
         if lit[i]: got = np.frombuffer(got.tobytes().translate(tables[i].tobytes()), np.uint8).reshape(got.shape)
         out[i] = got
 
-# %% ../nbs/02b_fast_pipeline.ipynb #0ba58e20
-def keep_memory():
-    "Let this process keep the memory it frees, where the system's C library knows how"
-    try:
-        libc = ctypes.CDLL(None)
-        for option in (-3, -1): libc.mallopt(option, 2**30) # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
-    except (AttributeError, OSError, TypeError): pass
-
-def _start_worker(_): keep_memory()
-
-# %% ../nbs/02b_fast_pipeline.ipynb #64ce78fb
+# %% ../nbs/02b_fast_pipeline.ipynb #b100c82e
 class _Reads:
     "What the workers hold: reads a batch by its indices"
     def __init__(self, dl): self.dataset,self.reading,self.known = dl.dataset,dl.reading,{}
@@ -308,12 +306,17 @@ class _Reads:
         x = self.reading.batch([self.dataset.items[i] for i in idxs], not self.dataset.split_idx, seed)
         return (x, torch.tensor([self.label(i) for i in idxs])) if len(self.dataset.tls) > 1 else (x,)
 
+def _chunks(idxs, bs, drop_last, rng):
+    "Indices of each batch, and a seed for it"
+    while chunk := list(itertools.islice(idxs, bs)):
+        if len(chunk) == bs or not drop_last: yield chunk,rng.getrandbits(62)
+
 class _Feed:
     "The batches of the epoch that comes next"
     batches = ()
     def __iter__(self): return iter(self.batches)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #07afaaef
+# %% ../nbs/02b_fast_pipeline.ipynb #038b7ab9
 class FastDL(TfmdDL):
     "A fastai `DataLoader` whose workers read whole batches of bytes and stay alive between epochs"
     _loader,_busy,_kept = None,False,[]
@@ -321,11 +324,7 @@ class FastDL(TfmdDL):
     @property
     def reading(self): return next((o for o in getattr(self.after_item, 'fs', ()) if isinstance(o, OneReading)), None)
 
-    def _batches(self):
-        "Indices of each batch, and a seed for it"
-        idxs = iter(self.get_idxs())
-        while chunk := list(itertools.islice(idxs, self.bs)):
-            if len(chunk) == self.bs or not self.drop_last: yield chunk,self.rng.getrandbits(62)
+    def _batches(self): return _chunks(iter(self.get_idxs()), self.bs, self.drop_last, self.rng)
 
     def __iter__(self):
         if self.reading is None or self.bs is None or not hasattr(self.dataset, 'tls'):
@@ -339,7 +338,22 @@ class FastDL(TfmdDL):
 
     def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k not in ('_loader', '_busy')}
 
-# %% ../nbs/02b_fast_pipeline.ipynb #567335c6
+# %% ../nbs/02b_fast_pipeline.ipynb #52981ae8
+@patch
+def _send_home(self:FastDL):
+    "End the workers now; otherwise they end when the loader is collected"
+    end,self._loader = self._loader[1],None
+    end()
+
+@patch
+def _keep_few(self:FastDL, most=2):
+    "Send the workers of older loaders home, so that a notebook with many loaders does not fill the machine"
+    alive = [o for o in (ref() for ref in FastDL._kept) if o is not None and o is not self and o._loader is not None]
+    for o in alive[:max(0, len(alive) - most + 1)]:
+        if not o._busy: o._send_home()
+    FastDL._kept[:] = [weakref.ref(o) for o in (*(o for o in alive if o._loader is not None), self)]
+
+# %% ../nbs/02b_fast_pipeline.ipynb #f27e3fe4
 @patch
 def _fetch(self:FastDL):
     "Batches of bytes, from the workers or from this process"
@@ -349,7 +363,7 @@ def _fetch(self:FastDL):
     feed.batches,self._busy = self._batches(),True
     try: yield from loader
     except BaseException as e:
-        if kept and not isinstance(e, GeneratorExit): self._loader = None
+        if kept and not isinstance(e, GeneratorExit): self._send_home()
         raise
     finally: self._busy = not kept
 
@@ -357,27 +371,21 @@ def _fetch(self:FastDL):
 def _workers(self:FastDL):
     "The loader with its workers: the one of the last epoch where it still fits"
     what = (id(self.dataset), len(self.dataset), id(self.reading), self.fake_l.num_workers, self.dataset.split_idx)
-    if self._loader is not None and self._loader[0] == what and not self._busy: return self._loader[1:]
+    if self._loader is not None and self._loader[0] == what and not self._busy: return self._loader[2:]
     feed = _Feed()
     loader = TorchLoader(_Reads(self), sampler=feed, batch_size=None, num_workers=self.fake_l.num_workers, pin_memory=self.pin_memory, timeout=self.timeout,
-                         persistent_workers=not self._busy, prefetch_factor=4, worker_init_fn=_start_worker, collate_fn=_same)
+                         persistent_workers=not self._busy, prefetch_factor=4, collate_fn=_same)
     if not self._busy:
-        self._loader = (what, feed, loader)
+        if self._loader is not None: self._send_home()
+        self._loader = (what, weakref.finalize(self, _end, loader), feed, loader)
         self._keep_few()
     return feed,loader
 
 def _same(o): return o
+def _end(loader):
+    if loader._iterator is not None: loader._iterator._shutdown_workers()
 
-# %% ../nbs/02b_fast_pipeline.ipynb #9b974d8f
-@patch
-def _keep_few(self:FastDL, most=2):
-    "Send the workers of older loaders home, so that a notebook with many loaders does not fill the machine"
-    alive = [o for o in (ref() for ref in FastDL._kept) if o is not None and o is not self and o._loader is not None]
-    for o in alive[:max(0, len(alive) - most + 1)]:
-        if not o._busy: o._loader = None
-    FastDL._kept[:] = [weakref.ref(o) for o in (*(o for o in alive if o._loader is not None), self)]
-
-# %% ../nbs/02b_fast_pipeline.ipynb #ec444865
+# %% ../nbs/02b_fast_pipeline.ipynb #edcbb700
 def normalise_pixels(
     x:Tensor, # uint8, shape (N, C, H, W), channels last in memory
     mean:Tensor, # Of each channel, on the scale from 0 to 1, C numbers
@@ -387,6 +395,7 @@ def normalise_pixels(
     n,c,h,w = x.shape
     scale = 1/(255*std.flatten())
     rows = x.permute(0, 2, 3, 1).reshape(n*h, w*c)
+    # NumPy asks the system for large pages of memory, which come faster than small ones
     out = torch.from_numpy(np.empty(rows.shape, np.float32)) if x.device.type == 'cpu' else torch.empty(rows.shape, device=x.device)
     torch.addcmul((-255*mean.flatten()*scale).repeat(w), out.copy_(rows), scale.repeat(w), out=out)
     return out.view(n, h, w, c).permute(0, 3, 1, 2)
@@ -401,7 +410,7 @@ def _finish(self:FastDL, b):
     for tfm in tfms[2:]: b = tfm(b, split_idx=self.after_batch.split_idx)
     return b
 
-# %% ../nbs/02b_fast_pipeline.ipynb #1973bfe0
+# %% ../nbs/02b_fast_pipeline.ipynb #a203a85a
 cache_bytes = 10*2**30 # A cache is never larger than this, unless another limit is given
 
 def cache_folder(
@@ -421,7 +430,7 @@ def _cache_file(reading, files, folder):
     what = json.dumps([1, reading.size, reading.item_size, reading.short, [str(o.absolute()) for o in files]])
     return folder/f'{hashlib.sha256(what.encode()).hexdigest()[:16]}.pixels'
 
-# %% ../nbs/02b_fast_pipeline.ipynb #14f3b6af
+# %% ../nbs/02b_fast_pipeline.ipynb #f2c879cd
 _magic = b'pets_nb pixels 1'
 
 def _check_words(file):
@@ -442,7 +451,7 @@ def _check_pixels(file, start, crc, chunk=2**24):
         while start > 0 and (data := f.read(min(chunk, start))): found,start = zlib.crc32(data, found),start - len(data)
     if found != crc: raise ValueError('its pixels are damaged')
 
-# %% ../nbs/02b_fast_pipeline.ipynb #b256b551
+# %% ../nbs/02b_fast_pipeline.ipynb #c41ede02
 class PixelCache:
     "Presized pictures in one memory-mapped file"
     def __init__(self,
@@ -463,7 +472,7 @@ class PixelCache:
     def __repr__(self): return f"PixelCache({len(self)} pictures, {self.words['size']} px, {self.start/2**20:,.0f} MiB)"
     def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k != '_pixels'}
 
-# %% ../nbs/02b_fast_pipeline.ipynb #a3fd88bc
+# %% ../nbs/02b_fast_pipeline.ipynb #3912fd16
 @patch
 def _entry(self:PixelCache, source): return self.words['entries'][self.at[str(Path(source).absolute())]]
 
@@ -484,7 +493,7 @@ def square(self:PixelCache,
     size = self.words['size']
     return self.pixels[offset + 4*h*w:][:3*size*size].reshape(size, size, 3)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #8ace05ba
+# %% ../nbs/02b_fast_pipeline.ipynb #c0588edd
 def _wanted(sources):
     "Names and signatures of the files, before anything is read"
     return dict(names=[str(o.absolute()) for o in sources], signatures=[_signature(o) for o in sources])
@@ -501,7 +510,7 @@ def _make_room(folder, needed, most, keep):
     if free < needed + 2**28: raise OSError(f"the presized pictures need about {needed/2**20:,.0f} MiB, and the disk of {folder} has {free/2**20:,.0f} MiB left: "
                                             "free some with clear_cache(), name another folder (cache=PATH), or use cache=False")
 
-# %% ../nbs/02b_fast_pipeline.ipynb #ccf0ab3d
+# %% ../nbs/02b_fast_pipeline.ipynb #43c3926f
 def _estimate(reading, files, n=32):
     "About how many bytes the cache of `files` will have, from the sizes of some"
     def one(file):
@@ -529,7 +538,7 @@ def _write_pixels(reading, files, out, threads):
                     out.write(data); crc = zlib.crc32(data, crc); offset += data.nbytes
     return dict(entries=entries, crc=crc), offset
 
-# %% ../nbs/02b_fast_pipeline.ipynb #553eeeb6
+# %% ../nbs/02b_fast_pipeline.ipynb #17905b02
 def build_cache(
     reading:OneReading, # Says the sizes
     files, # Pictures
@@ -544,7 +553,7 @@ def build_cache(
         text = json.dumps(words | more).encode()
         out.write(text + _magic + start.to_bytes(8, 'little') + zlib.crc32(text).to_bytes(8, 'little'))
 
-# %% ../nbs/02b_fast_pipeline.ipynb #afea0d31
+# %% ../nbs/02b_fast_pipeline.ipynb #860f89fa
 def _usable_cache(file, wanted):
     "The cache in `file` where it is whole and up to date, otherwise None and a message"
     if not file.exists(): return
@@ -574,7 +583,7 @@ def open_cache(
         os.utime(file)
     return cache
 
-# %% ../nbs/02b_fast_pipeline.ipynb #5e541901
+# %% ../nbs/02b_fast_pipeline.ipynb #aa9d8403
 def cache_table(
     folder:str|Path=None, # Where caches are kept; None is `cache_folder()`
 )->pd.DataFrame: # One row for each cache, the one used last first: `file`, `pictures`, `size` in pixels, `MiB`, `used`, `state`

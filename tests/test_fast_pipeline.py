@@ -11,8 +11,10 @@ from pets_nb.drawn import draw_pet
 from pets_nb.fast_pipeline import *
 from pets_nb.maps import psnr, resample
 from pets_nb.presizing import FixedSplitter, pets_block, pets_dls
-from fastai.data.transforms import IntToFloatTensor, Normalize
+import fastai.callback.all
+from fastai.data.transforms import Normalize
 from fastai.learner import Learner, load_learner
+from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import set_seed
 from fastai.vision import augment
 from fastai.vision.augment import Brightness, Contrast, Flip, RandomResizedCropGPU, Resize, Rotate, Warp, Zoom, aug_transforms, setup_aug_tfms
@@ -328,7 +330,7 @@ def test_a_killed_worker_is_an_error_and_the_next_epoch_works(pets):
 
 def test_learner_trains_predicts_and_is_exported(pets, tmp_path):
     set_seed(1); dls,_ = quiet(pets, num_workers=1)
-    learn = Learner(dls, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3*16*16, 3)), loss_func=torch.nn.CrossEntropyLoss(), path=tmp_path)
+    learn = Learner(dls, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3*16*16, 3)), loss_func=CrossEntropyLossFlat(), path=tmp_path)
     with learn.no_bar(), learn.no_logging():
         learn.fit(2, 0.01)
         preds,targets = learn.get_preds()
