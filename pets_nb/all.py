@@ -13,10 +13,18 @@ from fastai.vision.all import *
 from .drawn import *
 from .data import *
 from .labels import *
+from .maps import *
+from .fast_pipeline import *
 from .presizing import *
 from .small_network import *
 from .baseline import *
 from .cross_entropy import *
 from .interpretation import *
+from .lr_finder import *
 from .transfer_learning import *
+from .epochs import *
+from .deeper_models import *
 from .inference import *
+
+# %% ../nbs/13_all.ipynb #5515fbed
+__all__ = [o for o in globals() if not o.startswith('_')]
