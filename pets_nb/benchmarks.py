@@ -135,7 +135,10 @@ def progressive_fine_tune(
 class GrowPictures(Callback):
     "Change the data loaders before each epoch of one fit"
     order = -15
-    def __init__(self, dls): self.all_dls = dls
+    def __init__(self,
+        dls, # A list: the data loaders of each epoch
+    ): self.all_dls = dls
+
     def before_epoch(self): self.learn.dls = self.all_dls[self.epoch]
 
 def _grow(learn, dls, lr):

@@ -127,7 +127,7 @@ def data(
     data:str=None, # A folder, 'oxford' or 'drawn'; default: the environment variable PETS_NB_DATA, else oxford where it is on disk or a GPU is there, else drawn
     cache:bool=False, # Show the caches of presized pixels (see `pets_nb train --cache`) instead
     clear_cache:bool=False, # Remove them
-):
+)->None: # What was found is printed
     "Fetch or draw the pictures, and say where they are and what is in them; or show the cache of presized pixels"
     if cache or clear_cache: return _caches(clear_cache)
     from pets_nb.data import get_pets, usable_pictures
