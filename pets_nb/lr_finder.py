@@ -424,7 +424,7 @@ def _repr_html_(self:LRFinderResult):
     lines = repr(self).split('\n')
     return f"<p>{lines[0]}</p>{table}<p>{lines[1] if self.problem else 'Confidence: '+self.confidence}</p>"
 
-# %% ../nbs/06_lr_finder.ipynb #d7e71358
+# %% ../nbs/06_lr_finder.ipynb #c9d65218
 @patch
 def plot(self:LRFinderResult,
     ax:plt.Axes=None, # Where to draw; `None` makes a figure
@@ -442,7 +442,7 @@ def plot(self:LRFinderResult,
     room = max(float(seen.max()-seen.min()), 0.05*abs(float(seen.max())), 1e-6)
     ax.set(xscale='log', xlabel='learning rate (log scale)', ylabel='training loss', title=title)
     ax.set_ylim(float(seen.min())-.3*room, float(seen.max())+.3*room)
-    if self.problem: ax.text(.02, .03, 'no suggestion', transform=ax.transAxes, color='C1')
+    if self.problem: ax.text(.98, .03, 'no suggestion', transform=ax.transAxes, color='C1', ha='right', bbox=dict(color='white', alpha=.8))
     ax.legend(fontsize=9)
     return ax
 
