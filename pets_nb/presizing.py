@@ -84,6 +84,12 @@ def default_workers(
     return min(cores, most)
 
 # %% ../nbs/02_presizing.ipynb #47947239
+def _resize(size):
+    "fastai's `Resize`, without the bound method that fastai 2.8.9 keeps as an attribute, and whose `repr` would never end"
+    tfm = Resize(size)
+    vars(tfm).pop('before_call', None)
+    return tfm
+
 def pets_block(
     breeds:list, # Names of the categories
     splitter, # Function from the list of files to training and validation indices
@@ -97,7 +103,7 @@ def pets_block(
     "The chapter's `DataBlock`, with our ways of opening and labelling a picture"
     if fast and item_tfms is not None: raise ValueError('item_tfms are given, but fast=True makes each item in one reading; leave them out, or use fast=False')
     if item_size is None: item_size = default_item_size(size)
-    if item_tfms is None: item_tfms = OneReading(size, item_size, cache=cache) if fast else Resize(item_size)
+    if item_tfms is None: item_tfms = OneReading(size, item_size, cache=cache) if fast else _resize(item_size)
     if batch_tfms is None: batch_tfms = [] if fast else aug_transforms(size=size, min_scale=0.75)
     return DataBlock(blocks=(TransformBlock(type_tfms=create_picture, batch_tfms=IntToFloatTensor), CategoryBlock(vocab=breeds)), dl_type=FastDL if fast else None,
                      get_y=BreedLabeller(), splitter=splitter, item_tfms=item_tfms, batch_tfms=batch_tfms)

@@ -145,7 +145,7 @@ def test_validation_is_the_same_square():
 def test_predictions_of_a_network_are_nearly_equal(pets):
     "The shipped network on validation pictures, by the chapter's loaders and the fast ones"
     from pets_nb.baseline import pets_learner
-    fast,slow = (quiet(pets, size=64, fast=o)[0] for o in (True, False))
+    fast,slow = [quiet(pets, size=64, fast=o)[0] for o in (True, False)]
     learn = pets_learner(slow, verbose=False)
     with learn.no_bar(), learn.no_logging():
         a = learn.get_preds(dl=slow.valid)[0]
@@ -364,7 +364,7 @@ def test_loaders_pickle(pets):
 
 def test_which_way_is_the_default(pets):
     assert isinstance(quiet(pets)[0].train, FastDL) and 'one reading' in quiet(pets)[1]
-    for kwargs in (dict(fast=False), dict(batch_tfms=[]), dict(item_tfms=Resize(20))): assert not isinstance(quiet(pets, **kwargs)[0].train, FastDL)
+    for kwargs in (dict(fast=False), dict(batch_tfms=[]), dict(item_tfms=[])): assert not isinstance(quiet(pets, **kwargs)[0].train, FastDL)
     with pytest.raises(ValueError, match='item_tfms'): quiet(pets, fast=True, item_tfms=Resize(20))
     with pytest.raises(ValueError, match='fast=True'): quiet(pets, fast=False, cache=True)
 
