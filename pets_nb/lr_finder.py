@@ -245,6 +245,7 @@ def run_sweep(
     with preserved(learn), learn.no_bar(), learn.no_logging():
         if seed is not None: set_seed(seed); learn.dls.train.rng = random.Random(seed)
         bar = progress_bar(range(sweep.num_it), leave=False) if progress else None
+        if bar: bar.update(0)
         try: learn.fit(sweep.num_it//n+1, cbs=RateSweepCallback(sweep, bar))
         finally:
             if bar: bar.on_iter_end()
