@@ -10,7 +10,7 @@ __all__ = ['three_way_dls', 'random_state', 'set_random_state', 'no_trace', 'out
            'stop_epoch', 'plain_attributes', 'training_state', 'set_training_state', 'write_checkpoint',
            'read_checkpoint', 'fit_settings', 'different_settings', 'Checkpoints', 'resumable']
 
-# %% ../nbs/08_epochs.ipynb #05947412
+# %% ../nbs/08_epochs.ipynb #b081b8ef
 import hashlib, inspect, io, os, random, re
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -32,7 +32,7 @@ from fastai.vision.augment import RandomResizedCropGPU, aug_transforms
 from fastcore.foundation import L, patch
 from scipy import stats
 
-# %% ../nbs/08_epochs.ipynb #cf334e00
+# %% ../nbs/08_epochs.ipynb #98c9b083
 def three_way_dls(
     pictures:PictureArray, # From `load_pictures`
     trainval, # Positions in `pictures` to train and choose on, divided at random
@@ -54,7 +54,7 @@ def three_way_dls(
                       batch_tfms=aug_transforms(size=size, min_scale=0.75) if augment else RandomResizedCropGPU(size, min_scale=1., ratio=(1,1)))
     return block.dataloaders(range(len(pictures)), bs=min(bs, len(splits[0])), num_workers=0, device=default_device() if device is None else device)
 
-# %% ../nbs/08_epochs.ipynb #5d759467
+# %% ../nbs/08_epochs.ipynb #76c57a72
 def _random_lists(rng): return [rng[0], list(rng[1]), rng[2]]
 def _random_tuples(rng): return rng[0],tuple(rng[1]),rng[2]
 def _loaders(dls): return [o for o in getattr(dls, 'loaders', []) if isinstance(getattr(o, 'rng', None), random.Random)]
@@ -78,7 +78,7 @@ def set_random_state(
     if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'])
     for dl,o in zip(_loaders(dls), state['loaders']): dl.rng.setstate(_random_tuples(o))
 
-# %% ../nbs/08_epochs.ipynb #41bb055c
+# %% ../nbs/08_epochs.ipynb #6c9fcbf5
 @contextmanager
 def no_trace(
     learn:Learner, # The learner that is only looked at
@@ -103,7 +103,7 @@ def outputs(
     logits,targets = map(torch.cat, zip(*pairs))
     return logits.as_subclass(Tensor),targets.as_subclass(Tensor)
 
-# %% ../nbs/08_epochs.ipynb #2ffdff8d
+# %% ../nbs/08_epochs.ipynb #ed23fc3d
 def decompose_loss(
     logits:Tensor, # Activations, shape (N, C), any float dtype
     targets:Tensor, # True classes, shape (N,), int64
@@ -116,7 +116,7 @@ def decompose_loss(
                confidence_right=confidence[~wrong].mean(), confidence_wrong=confidence[wrong].mean())
     return {k: v.item() for k,v in res.items()}
 
-# %% ../nbs/08_epochs.ipynb #7c405f50
+# %% ../nbs/08_epochs.ipynb #d2fbc156
 class Curves(Callback):
     "Look at sets of pictures after every epoch, all in the same way"
     order = 56 # after the Recorder (50) and History (55)
@@ -140,7 +140,7 @@ def evaluation_dl(
     "The training pictures as the validation pictures are seen"
     return dls.test_dl(list(dls.train.items), with_labels=True)
 
-# %% ../nbs/08_epochs.ipynb #34f10a25
+# %% ../nbs/08_epochs.ipynb #f648e783
 def plot_curves(
     table:pd.DataFrame, # With columns `epoch`, `set`, `loss`, `error`, as in `Curves.table`; rows of several runs are averaged
     sets:tuple=('train','valid'), # Sets to draw
@@ -160,7 +160,7 @@ def plot_curves(
     axes[0].set_title(title); axes[1].set_xlabel('epochs'); axes[0].legend()
     return fig
 
-# %% ../nbs/08_epochs.ipynb #157dcc46
+# %% ../nbs/08_epochs.ipynb #347de29f
 def binomial_se(
     error:float, # Error rate, between 0 and 1; also an array
     n:int, # Number of pictures it was measured on
@@ -168,16 +168,16 @@ def binomial_se(
     "Standard error of an error rate that comes from the choice of the pictures"
     return (error*(1-error)/n)**0.5
 
-# %% ../nbs/08_epochs.ipynb #eb197cf9
+# %% ../nbs/08_epochs.ipynb #0bd0c5bb
 def paired_t(
     a, # A value for each seed
     b, # Another one, for the same seeds in the same order
 )->float: # Without unit
     "Mean difference of pairs, in units of its standard error"
     d = np.asarray(a, dtype=float)-np.asarray(b, dtype=float)
-    return d.mean()/(d.std(ddof=1)/len(d)**0.5)
+    return float(d.mean()/(d.std(ddof=1)/len(d)**0.5))
 
-# %% ../nbs/08_epochs.ipynb #ca03adc5
+# %% ../nbs/08_epochs.ipynb #b472bfc0
 def holm(
     ps, # p values; NaN stays NaN and does not count
 )->np.ndarray: # Adjusted p values, in the same order
@@ -189,7 +189,7 @@ def holm(
         res[j] = highest
     return res
 
-# %% ../nbs/08_epochs.ipynb #bebae4d4
+# %% ../nbs/08_epochs.ipynb #2781d41a
 def _columns(runs):
     "A column of errors for each recipe, a row for each seed"
     if isinstance(runs, pd.DataFrame):
@@ -214,7 +214,7 @@ def errors_by_seed(
     if len(seeds)<2: raise ValueError(f"one seed ({seeds[0]!r}) says nothing about noise: run at least 2, better 5")
     return table.rename_axis('seed')
 
-# %% ../nbs/08_epochs.ipynb #9f1da293
+# %% ../nbs/08_epochs.ipynb #7f25eef9
 class Comparison:
     "Error rates of several recipes over the same seeds, compared with the first recipe"
     def __init__(self,
@@ -246,7 +246,7 @@ class Comparison:
         res['verdict'] = pd.Series({o: self.verdict(adjusted[o], d[o]) for o in d})
         return res.loc[e.columns].fillna({'verdict': 'reference'}).rename_axis('recipe')
 
-# %% ../nbs/08_epochs.ipynb #791d9d23
+# %% ../nbs/08_epochs.ipynb #01cd2319
 @patch(as_prop=True)
 def caption(self:Comparison): # A sentence
     "What the table compares, and how"
@@ -265,7 +265,7 @@ def __repr__(self:Comparison): return f"{self.rounded().to_string(na_rep='')}\n{
 @patch
 def _repr_html_(self:Comparison): return f"{self.rounded().to_html(na_rep='')}<p>{self.caption}</p>"
 
-# %% ../nbs/08_epochs.ipynb #70e767db
+# %% ../nbs/08_epochs.ipynb #8e1ce3e8
 @patch
 def plot(self:Comparison,
     title:str='Differences of the error', # Title of the picture
@@ -283,7 +283,7 @@ def plot(self:Comparison,
            xlabel=f'percentage points more than {self.errors.columns[0]!r} (coloured: more than noise)')
     return ax
 
-# %% ../nbs/08_epochs.ipynb #a1bc73a8
+# %% ../nbs/08_epochs.ipynb #4f31a3a3
 def compare(
     runs, # A table with a row for each seed and a column for each recipe; or a table with columns `recipe`, `seed`, `error`; or errors by seed, or lists of them, by name
     n:int=None, # Number of pictures the errors were measured on, for the binomial standard error
@@ -294,7 +294,7 @@ def compare(
     if n is not None and n<1: raise ValueError(f"n is {n}; expected the number of pictures the errors were measured on")
     return Comparison(errors_by_seed(runs), n, alpha)
 
-# %% ../nbs/08_epochs.ipynb #625789b5
+# %% ../nbs/08_epochs.ipynb #4f8c7f52
 def stop_epoch(
     losses, # Validation loss (or another number that should fall) after each epoch
     patience:int=1, # Epochs without a new lowest value after which training stops
@@ -306,7 +306,7 @@ def stop_epoch(
         if waited>=patience: return epoch
     return len(losses)
 
-# %% ../nbs/08_epochs.ipynb #0a63e7ff
+# %% ../nbs/08_epochs.ipynb #90983ee7
 class _NotPlain(Exception): pass
 
 def _plain(o):
@@ -330,7 +330,7 @@ def plain_attributes(
         except _NotPlain: pass
     return res
 
-# %% ../nbs/08_epochs.ipynb #88132e3a
+# %% ../nbs/08_epochs.ipynb #a5c3be94
 def _remembering(learn): return [o for o in learn.cbs if not isinstance(o, ProgressCallback) and o.name!='checkpoints']
 
 def training_state(
@@ -344,7 +344,7 @@ def training_state(
                 callbacks={o.name: plain_attributes(o) for o in _remembering(learn)}, smooth_loss=plain_attributes(learn.recorder.smooth_loss),
                 train_iter=learn.train_iter, random=random_state(learn.dls))
 
-# %% ../nbs/08_epochs.ipynb #c91a7255
+# %% ../nbs/08_epochs.ipynb #e5f7c4a3
 def _like(old, new):
     "A list as fastai's `L`, an array or a tuple, if it was one"
     if isinstance(new, list) and isinstance(old, (L,tuple,np.ndarray)): return np.asarray(new) if isinstance(old, np.ndarray) else type(old)(new)
@@ -365,7 +365,7 @@ def set_training_state(
     learn.train_iter = state['train_iter']
     set_random_state(state['random'], learn.dls)
 
-# %% ../nbs/08_epochs.ipynb #e376ba44
+# %% ../nbs/08_epochs.ipynb #f4cac2e5
 _MAGIC = b'pets_nb checkpoint 1\n'
 
 def write_checkpoint(
@@ -397,7 +397,7 @@ def read_checkpoint(
         raise ValueError(f"{path} is damaged: its {len(data):,} bytes do not match its checksum")
     return torch.load(io.BytesIO(payload), map_location='cpu', weights_only=True)
 
-# %% ../nbs/08_epochs.ipynb #093215a8
+# %% ../nbs/08_epochs.ipynb #d2cc0419
 def _schedule(cb): return {k: [f(o) for o in (0,0.1,0.25,0.5,0.75,0.9,0.99)] for k,f in cb.scheds.items()}
 
 def _made_with(cb):
@@ -412,7 +412,7 @@ def _describe(dl):
     tfms = {o: re.sub(r' at 0x\w+', '', str(getattr(dl, o, None))) for o in ('after_item','after_batch')}
     return {'pictures': len(ds), 'names': hashlib.sha256('\n'.join(names).encode()).hexdigest()[:16], 'batches': len(dl), 'batch size': getattr(dl, 'bs', None), **tfms}
 
-# %% ../nbs/08_epochs.ipynb #b512b7b7
+# %% ../nbs/08_epochs.ipynb #3fe62f4e
 def fit_settings(
     learn:Learner, # A learner whose training is about to begin
 )->dict: # Words and numbers
@@ -438,7 +438,7 @@ def different_settings(
         else: res.append(f"{k}: {a!r} in the checkpoint, {b!r} now")
     return res
 
-# %% ../nbs/08_epochs.ipynb #f3826420
+# %% ../nbs/08_epochs.ipynb #0208e8f9
 class Checkpoints(Callback):
     "Write a checkpoint after every epoch and go on from the last one; used through `resumable`"
     order = 70 # after everything that belongs to the epoch
@@ -469,7 +469,7 @@ class Checkpoints(Callback):
             except Exception as e: print(f"{file.name} cannot be read and is not used ({type(e).__name__}: {str(e).replace(str(file), file.name)})")
         if self.files: raise ValueError(f"none of the {len(self.files)} checkpoints in {self.folder} can be read: delete the folder to train from the start")
 
-# %% ../nbs/08_epochs.ipynb #6fbaac01
+# %% ../nbs/08_epochs.ipynb #5e6263f1
 def _versions(): return {**{o: version(o) for o in ('torch','fastai','numpy')}, 'threads': torch.get_num_threads()}
 
 @patch
@@ -493,7 +493,7 @@ def check(self:Checkpoints,
     raise ValueError(f"{self.folder} holds checkpoints of another run; its fit number {i+1} differs in {len(lines)} settings:\n{listed}\n"
                      "Choose another folder, or go back to those settings")
 
-# %% ../nbs/08_epochs.ipynb #03f28065
+# %% ../nbs/08_epochs.ipynb #dc3eaec3
 @patch
 def restore(self:Checkpoints):
     "Bring the learner to where the checkpoint was written"
@@ -505,7 +505,7 @@ def restore(self:Checkpoints):
     other = different_settings(saved['versions'], _versions())
     if other: self.say(f"The weights will not be the same to the last bit: {'; '.join(other)}")
 
-# %% ../nbs/08_epochs.ipynb #b2fdb93e
+# %% ../nbs/08_epochs.ipynb #6d77ae88
 @patch
 def first_epoch(self:Checkpoints)->int: # The number of epochs if none is left
     "Decide with which epoch the current fit begins, and restore its state"
@@ -518,7 +518,7 @@ def first_epoch(self:Checkpoints)->int: # The number of epochs if none is left
     self.restore()
     return self.n_epoch if saved['ended'] else saved['epoch']
 
-# %% ../nbs/08_epochs.ipynb #f8598658
+# %% ../nbs/08_epochs.ipynb #50c3e48c
 @patch
 def run_epochs(self:Checkpoints):
     "Takes the place of `Learner._do_fit`"
@@ -544,7 +544,7 @@ def after_cancel_fit(self:Checkpoints):
     self.n_done,self.in_epochs = self.n_done+1,False
     self.write(self.epoch+1, ended=True)
 
-# %% ../nbs/08_epochs.ipynb #ab55f4e3
+# %% ../nbs/08_epochs.ipynb #afe721f4
 @contextmanager
 def resumable(
     learn:Learner, # The learner; when resuming, made anew in the same way
