@@ -232,7 +232,7 @@ class RateSweepCallback(Callback):
         if done: raise CancelFitException()
     def before_validate(self): raise CancelValidException()
 
-# %% ../nbs/06_lr_finder.ipynb #39e79712
+# %% ../nbs/06_lr_finder.ipynb #37f2dcf6
 def run_sweep(
     learn:Learner, # Put back exactly as it was afterwards
     sweep:RateSweep, # A new one
@@ -245,7 +245,6 @@ def run_sweep(
     with preserved(learn), learn.no_bar(), learn.no_logging():
         if seed is not None: set_seed(seed); learn.dls.train.rng = random.Random(seed)
         bar = progress_bar(range(sweep.num_it), leave=False) if progress else None
-        if bar: bar.update(0)
         try: learn.fit(sweep.num_it//n+1, cbs=RateSweepCallback(sweep, bar))
         finally:
             if bar: bar.on_iter_end()
@@ -547,7 +546,7 @@ def lr_map(
             rows.append((float(lr), seed, loss, error))
     return LRMap(pd.DataFrame(rows, columns=['lr', 'seed', 'loss', 'error']))
 
-# %% ../nbs/06_lr_finder.ipynb #190604f9
+# %% ../nbs/06_lr_finder.ipynb #41a58dfa
 @patch
 def judge(self:LRMap,
     result:LRFinderResult|dict, # What the finder said about the same learner, or rates by name
@@ -555,7 +554,7 @@ def judge(self:LRMap,
     "What each suggestion costs in comparison with the best rate of the map"
     rates = dict(result) if isinstance(result, dict) else dict(result.suggestions.lr)
     if not isinstance(result, dict) and result.rise: rates['a tenth of rise'] = result.rise/10
-    table = pd.DataFrame({'lr': rates}).rename_axis('rule')
+    table = pd.Series(rates, name='lr').rename_axis('rule').to_frame()
     table['error'] = [self.error_at(o) for o in table.lr]
     table['points above the best'] = 100*(table.error-self.summary['mean'].min())
     return table
