@@ -9,7 +9,7 @@ __all__ = ['cache_bytes', 'draw_light', 'light_tables', 'square_window', 'draw_c
            'resize_pixels', 'presize_pixels', 'PackedReader', 'OneReading', 'FastDL', 'normalise_pixels',
            'cache_folder', 'PixelCache', 'build_cache', 'open_cache', 'cache_table', 'clear_cache']
 
-# %% ../nbs/02b_fast_pipeline.ipynb #f965be5a
+# %% ../nbs/02b_fast_pipeline.ipynb #eb95017a
 import pets_nb
 from .data import data_config, max_picture_pixels, open_picture, to_rgb, upright, whole_file, _locked
 from .maps import augmentation_matrix, draw_augmentations
@@ -27,7 +27,7 @@ from fastai.torch_core import TensorCategory, to_device
 from fastai.vision.augment import RandTransform
 from fastai.vision.core import PILImage, TensorImage
 
-# %% ../nbs/02b_fast_pipeline.ipynb #f09af370
+# %% ../nbs/02b_fast_pipeline.ipynb #fc008327
 def draw_light(
     n:int, # Number of pictures
     generator:torch.Generator=None, # Source of random numbers; None is torch's global one
@@ -40,7 +40,7 @@ def draw_light(
     most = -math.log(1 - max_lighting)
     return dict(brightness=masked(uniform(0.5*(1 - max_lighting), 0.5*(1 + max_lighting)), 0.5), contrast=masked(uniform(-most, most).exp(), 1.))
 
-# %% ../nbs/02b_fast_pipeline.ipynb #ad21472e
+# %% ../nbs/02b_fast_pipeline.ipynb #6c224895
 def light_tables(
     brightness:Tensor, # As from `draw_light`, shape (N,)
     contrast:Tensor, # As from `draw_light`, shape (N,)
@@ -49,7 +49,7 @@ def light_tables(
     value = (torch.arange(256)/255).clamp(1e-7, 1 - 1e-7)
     return (torch.sigmoid((value.logit() + brightness.logit()[:, None])*contrast[:, None])*255).round().to(torch.uint8)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #eac18975
+# %% ../nbs/02b_fast_pipeline.ipynb #f99aa368
 def square_window(
     width:int, # Width of the picture, pixels
     height:int, # Height of the picture, pixels
@@ -61,7 +61,7 @@ def square_window(
     side = max(1, int(min(width, height)/item_size*item_size))
     return int(x*(width - side)), int(y*(height - side)), side
 
-# %% ../nbs/02b_fast_pipeline.ipynb #3516e626
+# %% ../nbs/02b_fast_pipeline.ipynb #ec26bbcd
 def draw_chapter(
     n:int, # Number of pictures
     generator:torch.Generator=None, # Source of random numbers; None is torch's global one
@@ -76,7 +76,7 @@ def draw_chapter(
     draws |= {name: value/(item_size - 1) for name,value in dict(crop_left=left, crop_top=top, crop_side=side - 1).items()}
     return draws | draw_light(n, generator)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #87ceaa7a
+# %% ../nbs/02b_fast_pipeline.ipynb #3184e0f6
 def chapter_matrix(
     draws:dict, # Parameters as from `draw_chapter`
     size:int, # Side of the output, pixels
@@ -87,7 +87,7 @@ def chapter_matrix(
     square[:2],output[:2] = (item_size - 1)/item_size,size/max(size - 1, 1)
     return square[:, None]*augmentation_matrix(draws).double()*output
 
-# %% ../nbs/02b_fast_pipeline.ipynb #29b2871f
+# %% ../nbs/02b_fast_pipeline.ipynb #5bd579fd
 def _decoded(source, short):
     "A picture as RGB and upright, a JPEG at a reduced scale whose shorter side is at least `short`, and its full size"
     if not isinstance(source, (str, Path)):
@@ -113,7 +113,7 @@ def open_pixels(
     im,size = _decoded(source, short)
     return np.frombuffer(bytearray(im.tobytes('raw', 'RGBX')), np.uint8).reshape(im.height, im.width, 4), size
 
-# %% ../nbs/02b_fast_pipeline.ipynb #d2a8f652
+# %% ../nbs/02b_fast_pipeline.ipynb #dd114668
 def resize_pixels(
     pixels:np.ndarray, # Shape (H, W, 4), uint8
     height:int, # New height, pixels
@@ -132,7 +132,7 @@ def presize_pixels(
     if min(h, w) <= short: return pixels
     return resize_pixels(pixels, max(round(h*short/min(h, w)), 1), max(round(w*short/min(h, w)), 1))
 
-# %% ../nbs/02b_fast_pipeline.ipynb #0f8f574d
+# %% ../nbs/02b_fast_pipeline.ipynb #48aa51a2
 class PackedReader:
     "Bilinear reading through a 3x3 map, on whole pixels instead of channels; keeps its working memory"
     def __init__(self,
@@ -158,7 +158,7 @@ class PackedReader:
         self._weights(w)
         return self._blend(pixels, w)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #795767f8
+# %% ../nbs/02b_fast_pipeline.ipynb #4ca237ca
 def _outer(row, at, out): np.add(row[0]*at + row[2], (row[1]*at)[:, None], out=out)
 
 def _fold(x, span):
@@ -180,7 +180,7 @@ def _places(self:PackedReader, matrix, window, edge, h, w):
         o += np.float32(16*start + half*(1 - edge) - 8 + 0.5)
         np.clip(o, 0, np.float32(16*(n_source - 1) - 1), out=o)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #835685e6
+# %% ../nbs/02b_fast_pipeline.ipynb #6c580138
 @patch
 def _weights(self:PackedReader, w):
     "Split the places into the index of a pixel and the sixteenths beyond it"
@@ -191,7 +191,7 @@ def _weights(self:PackedReader, w):
     np.copyto(self.index, self.k)
     self.i &= 15; self.j &= 15
 
-# %% ../nbs/02b_fast_pipeline.ipynb #5e439b54
+# %% ../nbs/02b_fast_pipeline.ipynb #bc11d3b5
 _first_byte = int(sys.byteorder == 'little')
 
 @patch
@@ -208,7 +208,7 @@ def _blend(self:PackedReader, pixels, w):
     for channel in range(3): self.out[..., channel] = high[..., channel]
     return self.out
 
-# %% ../nbs/02b_fast_pipeline.ipynb #438cc665
+# %% ../nbs/02b_fast_pipeline.ipynb #86a45e6f
 _of_thread = threading.local()
 
 def _reader(size):
@@ -216,7 +216,7 @@ def _reader(size):
     if getattr(_of_thread, 'reader', None) is None or _of_thread.reader.size != size: _of_thread.reader = PackedReader(size)
     return _of_thread.reader
 
-# %% ../nbs/02b_fast_pipeline.ipynb #75a7d23a
+# %% ../nbs/02b_fast_pipeline.ipynb #c781a83f
 class OneReading(RandTransform):
     "The chapter's `Resize`, geometric augmentation, crop and change of light, in one reading per picture"
     split_idx,order = None,1
@@ -239,7 +239,7 @@ class OneReading(RandTransform):
         seed = torch.randint(2**62, (1,)).item()
         return TensorImage(self.batch([x], self.random, seed)[0])
 
-# %% ../nbs/02b_fast_pipeline.ipynb #6aae8bed
+# %% ../nbs/02b_fast_pipeline.ipynb #d1b170e5
 @patch
 def square(self:OneReading,
     source, # A file, or anything else that fastai's `PILImage.create` takes
@@ -257,7 +257,7 @@ def whole(self:OneReading,
     pixels,size = open_pixels(source, self.short)
     return presize_pixels(pixels, self.short), size
 
-# %% ../nbs/02b_fast_pipeline.ipynb #126f4c43
+# %% ../nbs/02b_fast_pipeline.ipynb #6f10199a
 @patch
 def batch(self:OneReading,
     sources:list, # Files, or anything else that fastai's `PILImage.create` takes
@@ -273,7 +273,7 @@ def batch(self:OneReading,
         for i,o in enumerate(sources): out[i] = self.cache.square(o) if self.cache and o in self.cache else self.square(o)
     return torch.from_numpy(out).permute(0, 3, 1, 2)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #fe933b51
+# %% ../nbs/02b_fast_pipeline.ipynb #9fa004a8
 @patch
 def read(self:OneReading,
     sources:list, # Files, or anything else that fastai's `PILImage.create` takes
@@ -293,7 +293,7 @@ def read(self:OneReading,
         if lit[i]: got = np.frombuffer(got.tobytes().translate(tables[i].tobytes()), np.uint8).reshape(got.shape)
         out[i] = got
 
-# %% ../nbs/02b_fast_pipeline.ipynb #b6cf86a8
+# %% ../nbs/02b_fast_pipeline.ipynb #4ba4216a
 class _Reads:
     "What the workers hold: reads a batch by its indices"
     def __init__(self, dl): self.dataset,self.reading,self.known = dl.dataset,dl.reading,{}
@@ -318,7 +318,7 @@ class _Feed:
     batches = ()
     def __iter__(self): return iter(self.batches)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #2914cdd0
+# %% ../nbs/02b_fast_pipeline.ipynb #3a0bf35c
 class FastDL(TfmdDL):
     "A fastai `DataLoader` whose workers read whole batches of bytes and stay alive between epochs"
     _loader,_busy,_kept = None,False,[]
@@ -340,7 +340,7 @@ class FastDL(TfmdDL):
 
     def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k not in ('_loader', '_busy')}
 
-# %% ../nbs/02b_fast_pipeline.ipynb #cc8b13a3
+# %% ../nbs/02b_fast_pipeline.ipynb #cb93a146
 @patch
 def _send_home(self:FastDL):
     "End the workers now; otherwise they end when the loader is collected"
@@ -355,7 +355,7 @@ def _keep_few(self:FastDL, most=2):
         if not o._busy: o._send_home()
     FastDL._kept[:] = [weakref.ref(o) for o in (*(o for o in alive if o._loader is not None), self)]
 
-# %% ../nbs/02b_fast_pipeline.ipynb #e2154750
+# %% ../nbs/02b_fast_pipeline.ipynb #e5ac6712
 @patch
 def _fetch(self:FastDL):
     "Batches of bytes, from the workers or from this process"
@@ -376,7 +376,8 @@ def _workers(self:FastDL):
     if self._loader is not None and self._loader[0] == what and not self._busy: return self._loader[2:]
     feed = _Feed()
     loader = TorchLoader(_Reads(self), sampler=feed, batch_size=None, num_workers=self.fake_l.num_workers, pin_memory=self.pin_memory, timeout=self.timeout,
-                         persistent_workers=not self._busy, prefetch_factor=4, collate_fn=_same)
+                         persistent_workers=not self._busy, prefetch_factor=4, collate_fn=_same,
+                         generator=torch.Generator())
     if not self._busy:
         if self._loader is not None: self._send_home()
         self._loader = (what, weakref.finalize(self, _end, loader), feed, loader)
@@ -387,7 +388,7 @@ def _same(o): return o
 def _end(loader):
     if loader._iterator is not None: loader._iterator._shutdown_workers()
 
-# %% ../nbs/02b_fast_pipeline.ipynb #85113d19
+# %% ../nbs/02b_fast_pipeline.ipynb #2a8d3dc7
 def normalise_pixels(
     x:Tensor, # uint8, shape (N, C, H, W), channels last in memory
     mean:Tensor, # Of each channel, on the scale from 0 to 1, C numbers
@@ -412,7 +413,7 @@ def _finish(self:FastDL, b):
     for tfm in tfms[2:]: b = tfm(b, split_idx=self.after_batch.split_idx)
     return b
 
-# %% ../nbs/02b_fast_pipeline.ipynb #0415705e
+# %% ../nbs/02b_fast_pipeline.ipynb #16c455e8
 cache_bytes = 10*2**30 # A cache is never larger than this, unless another limit is given
 
 def cache_folder(
@@ -432,7 +433,7 @@ def _cache_file(reading, files, folder):
     what = json.dumps([1, reading.size, reading.item_size, reading.short, [str(o.absolute()) for o in files]])
     return folder/f'{hashlib.sha256(what.encode()).hexdigest()[:16]}.pixels'
 
-# %% ../nbs/02b_fast_pipeline.ipynb #2344e423
+# %% ../nbs/02b_fast_pipeline.ipynb #84724330
 _magic = b'pets_nb pixels 1'
 
 def _check_words(file):
@@ -453,7 +454,7 @@ def _check_pixels(file, start, crc, chunk=2**24):
         while start > 0 and (data := f.read(min(chunk, start))): found,start = zlib.crc32(data, found),start - len(data)
     if found != crc: raise ValueError('its pixels are damaged')
 
-# %% ../nbs/02b_fast_pipeline.ipynb #63333d75
+# %% ../nbs/02b_fast_pipeline.ipynb #60c62a12
 class PixelCache:
     "Presized pictures in one memory-mapped file"
     def __init__(self,
@@ -474,7 +475,7 @@ class PixelCache:
     def __repr__(self): return f"PixelCache({len(self)} pictures, {self.words['size']} px, {self.start/2**20:,.0f} MiB)"
     def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k != '_pixels'}
 
-# %% ../nbs/02b_fast_pipeline.ipynb #18ea526f
+# %% ../nbs/02b_fast_pipeline.ipynb #1037d34b
 @patch
 def _entry(self:PixelCache, source): return self.words['entries'][self.at[str(Path(source).absolute())]]
 
@@ -495,7 +496,7 @@ def square(self:PixelCache,
     size = self.words['size']
     return self.pixels[offset + 4*h*w:][:3*size*size].reshape(size, size, 3)
 
-# %% ../nbs/02b_fast_pipeline.ipynb #66c2608d
+# %% ../nbs/02b_fast_pipeline.ipynb #60131a26
 def _wanted(sources):
     "Names and signatures of the files, before anything is read"
     return dict(names=[str(o.absolute()) for o in sources], signatures=[_signature(o) for o in sources])
@@ -512,7 +513,7 @@ def _make_room(folder, needed, most, keep):
     if free < needed + 2**28: raise OSError(f"the presized pictures need about {needed/2**20:,.0f} MiB, and the disk of {folder} has {free/2**20:,.0f} MiB left: "
                                             "free some with clear_cache(), name another folder (cache=PATH), or use cache=False")
 
-# %% ../nbs/02b_fast_pipeline.ipynb #c1eb451c
+# %% ../nbs/02b_fast_pipeline.ipynb #0062d89b
 def _estimate(reading, files, n=32):
     "About how many bytes the cache of `files` will have, from the sizes of some"
     def one(file):
@@ -540,7 +541,7 @@ def _write_pixels(reading, files, out, threads):
                     out.write(data); crc = zlib.crc32(data, crc); offset += data.nbytes
     return dict(entries=entries, crc=crc), offset
 
-# %% ../nbs/02b_fast_pipeline.ipynb #91593d7a
+# %% ../nbs/02b_fast_pipeline.ipynb #1ada1c0d
 def build_cache(
     reading:OneReading, # Says the sizes
     files, # Pictures
@@ -555,7 +556,7 @@ def build_cache(
         text = json.dumps(words | more).encode()
         out.write(text + _magic + start.to_bytes(8, 'little') + zlib.crc32(text).to_bytes(8, 'little'))
 
-# %% ../nbs/02b_fast_pipeline.ipynb #dbe7b515
+# %% ../nbs/02b_fast_pipeline.ipynb #16a88b78
 def _usable_cache(file, wanted):
     "The cache in `file` where it is whole and up to date, otherwise None and a message"
     if not file.exists(): return
@@ -585,7 +586,7 @@ def open_cache(
         os.utime(file)
     return cache
 
-# %% ../nbs/02b_fast_pipeline.ipynb #1983172b
+# %% ../nbs/02b_fast_pipeline.ipynb #eaaa8cbe
 def cache_table(
     folder:str|Path=None, # Where caches are kept; None is `cache_folder()`
 )->pd.DataFrame: # One row for each cache, the one used last first: `file`, `pictures`, `size` in pixels, `MiB`, `used`, `state`

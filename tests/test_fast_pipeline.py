@@ -264,6 +264,15 @@ def test_the_same_batches_whatever_the_workers(pets):
     for other in runs[1:]: assert all(same(a, b) for a,b in zip(runs[0], other))
     assert not same(runs[0][0], runs[0][1]) and len(runs[0][0]) == 3 and len(runs[0][2]) == 1
 
+@pytest.mark.parametrize('n', [0, 1])
+def test_torchs_random_numbers_are_left_alone(pets, n):
+    "Otherwise a second training with the same seed would differ from the first, whose workers had to be started"
+    set_seed(5); dls,_ = quiet(pets, num_workers=n)
+    torch.manual_seed(1); expected = torch.rand(3)
+    for _ in range(2):
+        torch.manual_seed(1); epoch(dls.train); epoch(dls.valid)
+        assert (torch.rand(3) == expected).all()
+
 def test_bytes_become_floats_channels_last(pets):
     dls,_ = quiet(pets)
     x,y = dls.one_batch()
