@@ -24,7 +24,7 @@ from torch import Tensor
 from fastai.callback.core import CancelEpochException
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
-from fastai.data.all import CategoryBlock, DataBlock, DataLoaders, IntToFloatTensor, TransformBlock
+from fastai.data.all import CategoryBlock, DataBlock, DataLoader, DataLoaders, IntToFloatTensor, TransformBlock
 from fastai.learner import Callback, Learner
 from fastai.optimizer import Optimizer
 from fastai.torch_core import TensorImage, default_device
@@ -136,7 +136,7 @@ class Curves(Callback):
 
 def evaluation_dl(
     dls:DataLoaders, # Data loaders from `three_way_dls`, `pets_dls` and the like
-): # Batches of all training pictures, in order, treated like validation pictures
+)->DataLoader: # Batches of all training pictures, in order, treated like validation pictures
     "The training pictures as the validation pictures are seen"
     return dls.test_dl(list(dls.train.items), with_labels=True)
 

@@ -225,7 +225,7 @@ class OneReading(RandTransform):
         item_size:int=None, # Side of the chapter's presized square, pixels; None is size*460/224
         density:float=1.6, # A larger picture is first reduced to a shorter side of this times `size`
         cache=None, # A `PixelCache` to take pictures from
-        **kwargs
+        **kwargs, # Passed on to fastai's `RandTransform`
     ):
         super().__init__(**kwargs)
         self.size,self.item_size,self.density,self.cache = size,round(size*460/224) if item_size is None else item_size,density,cache
