@@ -13,7 +13,7 @@ __all__ = ['MEASUREMENTS', 'WANTED', 'alternate', 'speed_ratio', 'chapter_dls', 
 # %% ../nbs/12a_benchmarks.ipynb #e104000b
 import os, resource, subprocess, sys, time
 from contextlib import redirect_stdout
-from json import dumps, loads
+from json import loads
 from pathlib import Path
 from .baseline import architecture, load_weights, pets_learner
 from .data import get_pets, usable_pictures, write_json

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch, torchvision
 from .baseline import BFloat16, architecture, error_table, fast_bfloat16, pets_learner
+from .epochs import evaluation_dl
 from .transfer_learning import PictureArray, memory_dls
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -212,8 +213,7 @@ def training_error(
     learn:Learner, # A trained learner with `error_rate` as its first metric
 )->float: # Share of mistakes
     "Error on the training pictures themselves, in evaluation mode and not augmented"
-    seen = learn.dls.test_dl(list(learn.dls.train.items), with_labels=True)
-    with learn.no_bar(): return float(learn.validate(dl=seen)[1])
+    with learn.no_bar(): return float(learn.validate(dl=evaluation_dl(learn.dls))[1])
 
 # %% ../nbs/09_deeper_models.ipynb #11524555
 def compare_networks(

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from .baseline import BFloat16, _only_looks
+from .data import whole_file
 from .transfer_learning import PictureArray
 import torch.nn.functional as F
 from torch import Tensor
@@ -376,14 +377,9 @@ def write_checkpoint(
     path,buffer = Path(path),io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        with part.open('wb') as f:
-            f.write(_MAGIC + hashlib.sha256(payload).hexdigest().encode() + b'\n')
-            f.write(payload)
-            f.flush(); os.fsync(f.fileno())
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    with whole_file(path) as part, part.open('wb') as f:
+        f.write(_MAGIC + hashlib.sha256(payload).hexdigest().encode() + b'\n')
+        f.write(payload)
     return path
 
 def read_checkpoint(
