@@ -6,9 +6,8 @@ Docs: https://pets-nb.github.io/pets_nb/benchmarks.html.md"""
 
 # %% auto #0
 __all__ = ['MEASUREMENTS', 'WANTED', 'alternate', 'speed_ratio', 'chapter_dls', 'chapter_learner', 'our_dls', 'our_learner',
-           'progressive_fine_tune', 'GrowPictures', 'training_sides', 'time_training', 'error_difference', 'staircase',
-           'time_staircase', 'time_pipeline', 'time_evaluation', 'peak_memory', 'time_growth', 'run_benchmarks',
-           'benchmark_table']
+           'training_sides', 'time_training', 'error_difference', 'staircase', 'time_staircase', 'time_pipeline',
+           'time_evaluation', 'peak_memory', 'time_growth', 'run_benchmarks', 'benchmark_table']
 
 # %% ../nbs/12a_benchmarks.ipynb #e104000b
 import os, resource, subprocess, sys, time
@@ -18,6 +17,7 @@ from pathlib import Path
 from .baseline import architecture, load_weights, pets_learner
 from .data import get_pets, usable_pictures, write_json
 import pets_nb.deeper_models
+from .partial_fine_tuning import partial_fine_tune
 from .presizing import create_picture, pets_dls
 from .transfer_learning import machine, read_record, weights_words
 import numpy as np, pandas as pd, torch
@@ -97,53 +97,18 @@ def our_learner(
     seed:int=42, # Seed of the new head and of the training
     precision:str='auto', # 'auto': half precision where the machine is good at it
 )->Learner: # Frozen
-    "Our learner: `pets_learner` in the machine's best precision, frozen layers wholly frozen"
-    return pets_learner(dls, arch, weights=weights, seed=seed, train_bn=False, verbose=False).to_mixed(precision, verbose=False)
+    "Our learner: `pets_learner` in the machine's best precision"
+    return pets_learner(dls, arch, weights=weights, seed=seed, verbose=False).to_mixed(precision, verbose=False)
 
 # %% ../nbs/12a_benchmarks.ipynb #17ac4791
 def _silently(f, *args, **kwargs):
     "Call `f` without what it prints"
     with open(os.devnull, 'w') as null, redirect_stdout(null): return f(*args, **kwargs)
 
-def _train(learn, epochs):
-    "Fine-tune without a bar or table; notes for `alternate`"
-    with learn.no_bar(), learn.no_logging(): learn.fine_tune(epochs)
+def _train(learn, fit, epochs, **kwargs):
+    "Train without a bar or table; notes for `alternate`"
+    with learn.no_bar(), learn.no_logging(): fit(learn, epochs, **kwargs)
     return dict(error=learn.recorder.values[-1][-1], trained=len(learn.dls.train_ds), checked=len(learn.dls.valid_ds))
-
-# %% ../nbs/12a_benchmarks.ipynb #592c575c
-def progressive_fine_tune(
-    files:list, # Pictures named <breed>_<number>.<ending>
-    arch:str='resnet18', # Architecture
-    weights:str='default', # Weights as in `pets_learner`
-    sizes:tuple=(128,128,224), # Side of the pictures in each epoch, pixels; the first is frozen
-    bs:int=64, # Pictures in a batch
-    seed:int=42, # Seed of split, head and training
-    lr:float=2e-3, # Base rate, as in `fine_tune`
-)->Learner: # Trained; its validation pictures have the last size
-    "Fine-tune with pictures that grow"
-    loaders = {size: our_dls(files, size, bs, seed) for size in dict.fromkeys(sizes)}
-    learn = our_learner(loaders[sizes[0]], arch, weights, seed)
-    for dls in loaders.values():
-        if dls is not learn.dls: dls.add_tfms([Normalize.from_stats(*model_meta.get(architecture(arch), {}).get('stats', imagenet_stats))], 'after_batch')
-    with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(1, slice(lr), pct_start=0.99)
-        learn.unfreeze()
-        _grow(learn, [loaders[o] for o in sizes[1:]], lr/2)
-    return learn
-
-# %% ../nbs/12a_benchmarks.ipynb #bdcce8fa
-class GrowPictures(Callback):
-    "Change the data loaders before each epoch of one fit"
-    order = -15
-    def __init__(self,
-        dls, # A list: the data loaders of each epoch
-    ): self.all_dls = dls
-
-    def before_epoch(self): self.learn.dls = self.all_dls[self.epoch]
-
-def _grow(learn, dls, lr):
-    "One cycle over epochs whose pictures differ in size; rates as in fastai's `fine_tune` after the frozen epoch"
-    learn.fit_one_cycle(len(dls), slice(lr/100, lr), pct_start=0.3, div=5., cbs=GrowPictures(dls))
 
 # %% ../nbs/12a_benchmarks.ipynb #e7220df5
 def training_sides(
@@ -151,17 +116,14 @@ def training_sides(
     arch:str='resnet18', # Architecture
     weights:str='default', # Weights as in `pets_learner`
     size:int=224, # Side of the square pictures in a batch, pixels
-    bs:int=64, # Pictures in a batch; half as many where pictures grow
+    bs:int=64, # Pictures in a batch; a quarter of that for 'head'
     epochs:int=2, # Epochs after the one that is frozen
-)->dict: # Sides for `alternate`: 'chapter', 'ours', 'float32' and 'growing'
+)->dict: # Sides for `alternate`: 'chapter', 'ours', 'float32' and 'head'
     "What `time_training` can time"
-    small = 32*round(size*4/7/32) or size
-    def chapter(turn): return _train(chapter_learner(chapter_dls(files, size, bs, 42+turn), arch, weights, 42+turn), epochs)
-    def ours(turn, precision='auto'): return _train(our_learner(our_dls(files, size, bs, 42+turn), arch, weights, 42+turn, precision), epochs)
-    def growing(turn):
-        learn = progressive_fine_tune(files, arch, weights, (*[small]*epochs, size), max(bs//2, 1), 42+turn)
-        return dict(error=learn.recorder.values[-1][-1])
-    return dict(chapter=chapter, ours=ours, float32=partial(ours, precision='float32'), growing=growing)
+    def chapter(turn): return _train(chapter_learner(chapter_dls(files, size, bs, 42+turn), arch, weights, 42+turn), Learner.fine_tune, epochs)
+    def ours(turn, precision='auto', epochs=epochs, bs=bs, **kwargs):
+        return _train(our_learner(our_dls(files, size, bs, 42+turn), arch, weights, 42+turn, precision), partial_fine_tune, epochs, **kwargs)
+    return dict(chapter=chapter, ours=ours, float32=partial(ours, precision='float32'), head=partial(ours, epochs=0, bs=max(bs//4, 1), base_lr=4e-3))
 
 # %% ../nbs/12a_benchmarks.ipynb #a8f45107
 def time_training(
@@ -190,11 +152,11 @@ def error_difference(
 
 # %% ../nbs/12a_benchmarks.ipynb #a6743e4e
 def staircase(
-)->dict: # By name, what our side has: `fast`, `mixed` (arguments of `to_mixed`, or None) and `train_bn`
+)->dict: # By name, what our side has: `fast`, `mixed` (arguments of `to_mixed`, or None), `train_bn`, and `fit`
     "Our measures, added one by one"
     rows = {'chapter': dict(fast=False), 'one reading': dict(), 'half precision': dict(mixed=dict(channels_last=False)), 'channels last': dict(mixed=dict()),
-            'wholly frozen': dict(mixed=dict(), train_bn=False)}
-    return {k: {**dict(fast=True, mixed=None, train_bn=True), **v} for k,v in rows.items()}
+            'wholly frozen': dict(mixed=dict(), train_bn=False), 'first group left': dict(mixed=dict(), fit=partial_fine_tune)}
+    return {k: {**dict(fast=True, mixed=None, train_bn=True, fit=Learner.fine_tune), **v} for k,v in rows.items()}
 
 def time_staircase(
     files:list, # Pictures named <breed>_<number>.<ending>
@@ -207,9 +169,9 @@ def time_staircase(
 )->pd.DataFrame: # As from `alternate`, one side for each measure
     "Time `fine_tune` with more and more of our measures"
     def run(has, turn):
-        if not has['fast']: return _train(chapter_learner(chapter_dls(files, size, bs, 42+turn), arch, weights, 42+turn), epochs)
+        if not has['fast']: return _train(chapter_learner(chapter_dls(files, size, bs, 42+turn), arch, weights, 42+turn), has['fit'], epochs)
         learn = pets_learner(our_dls(files, size, bs, 42+turn), arch, weights=weights, seed=42+turn, train_bn=has['train_bn'], verbose=False)
-        return _train(learn if has['mixed'] is None else learn.to_mixed(**has['mixed'], verbose=False), epochs)
+        return _train(learn if has['mixed'] is None else learn.to_mixed(**has['mixed'], verbose=False), has['fit'], epochs)
     return alternate({k: partial(run, v) for k,v in staircase().items()}, turns)
 
 # %% ../nbs/12a_benchmarks.ipynb #d2eee987
@@ -267,7 +229,7 @@ def time_evaluation(
 def _training_process(side, files, arch, weights, size, bs):
     "Train one epoch in this process and print its peak memory in megabytes"
     learn = chapter_learner(chapter_dls(files, size, bs), arch, weights) if side=='chapter' else our_learner(our_dls(files, size, bs), arch, weights)
-    _train(learn, 1)
+    _train(learn, Learner.fine_tune if side=='chapter' else partial_fine_tune, 1)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)
 
 def peak_memory(
@@ -306,7 +268,7 @@ def time_growth(
 def _pipeline(files, arch, weights, size, turns, repeat, workers): return time_pipeline(files, size, workers=workers, repeat=repeat, turns=turns)
 def _training(files, arch, weights, size, turns, *_): return time_training(files, arch, weights, size, turns=turns)
 def _training_all(files, arch, weights, size, turns, *_):
-    return time_training(files, arch, weights, size, turns=turns, sides=('chapter','ours','float32','growing'))
+    return time_training(files, arch, weights, size, turns=turns, sides=('chapter','ours','float32','head'))
 def _staircase(files, arch, weights, size, turns, *_): return time_staircase(files, arch, weights, size, turns=turns)
 def _evaluation(files, arch, weights, size, turns, *_): return time_evaluation(files, arch, weights, size, turns)
 def _memory(files, arch, weights, size, *_): return pd.DataFrame([peak_memory(files, arch, weights, size)])
@@ -352,7 +314,10 @@ def run_benchmarks(
     return benchmark_table(out_dir)
 
 # %% ../nbs/12a_benchmarks.ipynb #8ad2e1d5
-WANTED = {'pipeline': (10,15), 'cache': (20,40), 'training': (4,6), 'training, float32': (1.5,2), 'training, growing': (5,8), 'evaluation': (3,6), 'memory': (1,1/.7)}
+WANTED = {'pipeline': (10,15), 'cache': (20,40), 'training': (4,6), 'training, 112 px': (3,5), 'training, float32': (1.5,2), 'training, head': (5,8), 'evaluation': (3,6),
+          'memory': (1,1/.7), 'growth': (.9,1)}
+
+def _wanted(figure, size): return WANTED.get(f'{figure}, {size} px', WANTED.get(figure, (None,None)))
 
 def _rows(record):
     "Rows of the table from one record"
@@ -366,7 +331,7 @@ def _rows(record):
     if about['what']=='pipeline': return [{**base, 'figure': o, **speed_ratio(runs, side), 'unit':'s/picture'} for o,side in (('pipeline','ours'), ('cache','cache'))]
     if about['what']=='evaluation': return [dict(base, **speed_ratio(runs), unit='s')]
     return [{**base, 'figure': 'training' if o=='ours' else f'training, {o}', **speed_ratio(runs, o), 'unit':'s', **error_difference(runs, o)}
-            for o in ('ours','float32','growing') if o in set(runs.side)]
+            for o in ('ours','float32','head') if o in set(runs.side)]
 
 def benchmark_table(
     out_dir:Path='benchmarks', # Folder of the records
@@ -375,5 +340,5 @@ def benchmark_table(
     files = sorted(Path(out_dir).glob('*.json'))
     if not files: raise FileNotFoundError(f"no records in {out_dir}: run `pets_nb benchmark --out {out_dir}` first")
     table = pd.DataFrame([row for o in files for row in _rows(loads(o.read_text(encoding='utf-8')))])
-    for i,name in enumerate(('must','aim')): table.insert(4+i, name, [WANTED.get(o, (None,None))[i] for o in table.figure])
+    for i,name in enumerate(('must','aim')): table.insert(4+i, name, [_wanted(o, size)[i] for o,size in zip(table.figure, table['size'])])
     return table

@@ -380,13 +380,14 @@ def _workers(self:FastDL):
                          generator=torch.Generator())
     if not self._busy:
         if self._loader is not None: self._send_home()
-        self._loader = (what, weakref.finalize(self, _end, loader), feed, loader)
+        self._loader = (what, weakref.finalize(self, _end, loader, os.getpid()), feed, loader)
         self._keep_few()
     return feed,loader
 
 def _same(o): return o
-def _end(loader):
-    if loader._iterator is not None: loader._iterator._shutdown_workers()
+def _end(loader, owner):
+    "End the workers, unless this is a copy of the loader in a process that was forked later"
+    if loader._iterator is not None and os.getpid()==owner: loader._iterator._shutdown_workers()
 
 # %% ../nbs/02b_fast_pipeline.ipynb #2a8d3dc7
 def normalise_pixels(

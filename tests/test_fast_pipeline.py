@@ -481,3 +481,13 @@ def test_table_and_repr_tell(pets, tmp_path):
     cache.file.write_bytes(b'x')
     assert cache_table(tmp_path).iloc[0].state != 'whole'
     assert pickle.loads(pickle.dumps(cache)).start == cache.start
+
+def test_a_forked_copy_of_a_loader_leaves_the_workers_alone(pets):
+    dls,_ = quiet(pets, num_workers=1)
+    epoch(dls.train)
+    _,end,_,loader = dls.train._loader
+    workers = loader._iterator._workers
+    fast_pipeline._end(loader, owner=0)
+    assert all(o.is_alive() for o in workers)
+    end()
+    assert loader._iterator is None or not any(o.is_alive() for o in workers)
