@@ -60,7 +60,7 @@ def _picture_of_predictions(learn, file):
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     plt.style.use('pets_nb.pets')
-    with learn.no_bar(), plt.rc_context({'figure.constrained_layout.use': False}): learn.show_results(max_n=12, nrows=3, ncols=4, figsize=(12,10))
+    with learn.no_bar(), plt.rc_context({'figure.constrained_layout.use': False, 'axes.titlelocation': 'center'}): learn.show_results(max_n=12, nrows=3, ncols=4, figsize=(12,10))
     plt.savefig(file, dpi=80, bbox_inches='tight')
     plt.close('all')
 

@@ -668,7 +668,7 @@ def _show_file(ax, path, row):
     ax.set_axis_off()
     try:
         if 'huge' in row.problems: raise ValueError(row.detail)
-        ax.imshow(ImageOps.pad(open_picture(path), (160,160), color='white'), interpolation='bilinear')
+        ax.imshow(ImageOps.pad(open_picture(path).convert('RGBA'), (160,160), color=(0,0,0,0)), interpolation='bilinear')
     except ValueError:
         ax.imshow(np.full((160,160,3), 235, np.uint8))
         ax.text(80, 80, 'cannot be\nshown', ha='center', va='center', fontsize=8, color='#666666')

@@ -8,7 +8,7 @@ Docs: https://pets-nb.github.io/pets_nb/drawn.html.md"""
 __all__ = ['breed_traits', 'ContactSheet', 'draw_pet', 'trait_distance', 'invented_traits', 'planted_traps', 'draw_pets']
 
 # %% ../nbs/00a_drawn.ipynb #c003
-import colorsys,functools,io,json,os,shutil,tempfile,time,warnings,zlib
+import colorsys,functools,io,json,os,shutil,tempfile,textwrap,time,warnings,zlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -228,7 +228,7 @@ class ContactSheet:
     "Pictures in a grid, shown as one small JPEG."
     def __init__(self,
                  pictures, # PIL pictures
-                 titles=None, # A short text under each, or None
+                 titles=None, # A short text under each, of one or two lines, or None
                  columns:int=6, # Pictures in a row
                  width:int=720, # Of the whole sheet, in pixels
                  aspect:float=4/3): # Width by height of a cell; pictures are cropped to it
@@ -238,13 +238,15 @@ class ContactSheet:
 
     @property
     def image(self): # The sheet as one RGB picture
-        (w, h), below = self.cell, 15 if self.titles else 0
+        w, h = self.cell
+        titles = [textwrap.wrap(t.replace('_', ' '), max(1, w//5))[:2] for t in self.titles]
+        below = 3 + 12*max(map(len, titles)) if titles else 0
         sheet = Image.new('RGB', (self.columns*(w + 4), -(-len(self.pictures)//self.columns)*(h + 4 + below)), '#fbfaf7')
         pen = ImageDraw.Draw(sheet)
         for i,p in enumerate(self.pictures):
             x, y = i%self.columns*(w + 4) + 2, i//self.columns*(h + 4 + below) + 2
             sheet.paste(p, (x, y))
-            if i < len(self.titles): pen.text((x + 2, y + h + 1), self.titles[i].replace('_', ' ')[:w//5], fill='#333333')
+            if i < len(titles): pen.multiline_text((x + 2, y + h + 1), '\n'.join(titles[i]), fill='#333333', spacing=1)
         return sheet
 
     def __repr__(self): return f'ContactSheet of {len(self.pictures)} pictures, {self.columns} in a row'
@@ -849,7 +851,7 @@ def _invent(rng): # One row
 # %% ../nbs/00a_drawn.ipynb #c100
 def trait_distance(a, # A row of traits
                    b, # Another row
-                  )->float: # 0 for the same traits, less than 1 for breeds that are alike
+                  )->float: # 0 for the same traits, about 1 or less for breeds that are alike
     "How unlike two rows of traits are: colours, numbers and kinds together."
     colour = sum(np.abs(_rgb(a[k]) - _rgb(b[k])).mean()/60 for k in ('base','second','point'))/3
     number = np.mean([abs(float(a[k]) - float(b[k]))/(4*s) for k,s in _jittered.items()])

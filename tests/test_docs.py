@@ -74,8 +74,12 @@ def test_links_between_notebooks_name_the_notebook():
     "A link to 04_cross_entropy.ipynb leads somewhere in Jupyter, on GitHub and on the site; one to cross_entropy.html only on the site"
     check([f'{name_of(o)}: {link}' for o in notebooks() for c in cells(o) if c.cell_type=='markdown' for link in re.findall(r'\]\((?!https?:)([^)#\s]+\.html[^)]*)\)', c.source)])
 
-def test_colab_links():
-    check([name_of(o) for o in notebooks() if o.stem!='index' and f'[Open in Colab]({COLAB}{name_of(o)})' not in cells(o)[0].source])
+def test_the_title_cell_holds_only_the_title():
+    "nbdev makes front matter of the whole first cell: what else stood in it would be on no page"
+    check([name_of(o) for o in notebooks() if not re.fullmatch(r'# \S.*\n\n?> \S.*', cells(o)[0].source.strip())])
+
+def test_colab_links(site):
+    check([address for address,o in pages().items() if o.stem!='index' and COLAB+o.relative_to(processed()).as_posix() not in site[address].links])
 
 def test_every_picture_is_described(site):
     check([f'{pages()[o].name}: {image.get("src", "")[:80]}' for o,page in site.items() for image in page.images if len((image.get('alt') or '').strip())<15])
@@ -130,6 +134,13 @@ def test_public_names_appear_in_a_lesson():
     lessons = '\n'.join(c.source for o in notebooks() for c in cells(o) if c.cell_type=='markdown' or c.cell_type=='code' and not {'export','exports','exporti'} & set(c.options))
     words = set(re.findall(r'\w+', lessons))
     check([f'{m.__name__}.{n}' for m,n,_ in symbols() if n not in words])
+
+def test_public_names_are_linked(site):
+    "Some page leads to the place where each name is made; nbdev knows that place"
+    from pets_nb._modidx import d
+    places = d['syms']
+    linked = {urlsplit(o).path.rpartition('/')[2]+'#'+unquote(urlsplit(o).fragment) for page in site.values() for o in page.links}
+    check([f'{m.__name__}.{n}' for m,n,_ in symbols() if places[m.__name__][f'{m.__name__}.{n}'][0] not in linked])
 
 def config():
     import yaml
