@@ -233,6 +233,9 @@ class OneReading(RandTransform):
     @property
     def short(self): return round(self.size*self.density)
 
+    def fetch(self, sources, random=True, seed=None): return self.batch(sources, random, seed) # in a worker
+    def arrive(self, batch, device): return batch # in the main process
+
     def before_call(self, b, split_idx): self.do,self.random = True,not split_idx
 
     def encodes(self, x:Image.Image):
@@ -305,7 +308,7 @@ class _Reads:
 
     def __getitem__(self, batch):
         idxs,seed = batch
-        x = self.reading.batch([self.dataset.items[i] for i in idxs], not self.dataset.split_idx, seed)
+        x = self.reading.fetch([self.dataset.items[i] for i in idxs], not self.dataset.split_idx, seed)
         return (x, torch.tensor([self.label(i) for i in idxs])) if len(self.dataset.tls) > 1 else (x,)
 
 def _chunks(idxs, bs, drop_last, rng):
@@ -334,7 +337,7 @@ class FastDL(TfmdDL):
             return
         self.randomize(); self.before_iter()
         for x,*y in self._fetch():
-            b = (TensorImage(x), *map(TensorCategory, y))
+            b = (TensorImage(self.reading.arrive(x, self.device)), *map(TensorCategory, y))
             yield self._finish(to_device(b, self.device) if self.device is not None else b)
         self.after_iter()
 

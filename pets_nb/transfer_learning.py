@@ -8,7 +8,7 @@ Docs: https://pets-nb.github.io/pets_nb/transfer_learning.html.md"""
 __all__ = ['CHAPTER_RUNS', 'PictureArray', 'load_pictures', 'memory_dls', 'first_filters', 'layer_activations',
            'plot_activations', 'linear_readout', 'cut', 'ConcatPool', 'create_head', 'replace_head', 'group_table',
            'freeze_to', 'snapshot', 'changed_tensors', 'cosine', 'one_cycle', 'spread_rates', 'cycle_values',
-           'cycle_table', 'OneCycle', 'fit_one_cycle', 'fine_tune', 'RateRecorder', 'checksum', 'weights_words',
+           'cycle_table', 'OneCycle', 'fit_one_cycle', 'RateRecorder', 'fine_tune', 'checksum', 'weights_words',
            'read_record', 'try_recipes', 'summarize', 'differences', 'plot_recipes', 'layer_groups', 'layer_decay',
            'movement', 'run_steps', 'machine', 'run_chapter', 'chapter_errors', 'chapter_table']
 
@@ -344,6 +344,16 @@ def fit_one_cycle(
     cycle = OneCycle(rates, div=div, div_final=div_final, pct_start=pct_start, moms=learn.moms if moms is None else moms)
     learn.fit(epochs, cbs=[cycle, *L(kwargs.pop('cbs', None))], **kwargs)
 
+# %% ../nbs/07_transfer_learning.ipynb #c77dffa8
+class RateRecorder(Callback):
+    "Keep the rate of each group and the momentum of every training step"
+    order,run_valid = 61,False # after the scheduler (60)
+    def __init__(self): self.rows = []
+    def before_batch(self): self.rows.append([*(h['lr'] for h in self.opt.hypers), self.opt.hypers[-1]['mom']])
+
+    @property
+    def table(self): return pd.DataFrame(self.rows, columns=[*(f'group {i}' for i in range(len(self.rows[0])-1)), 'momentum']).rename_axis('step')
+
 # %% ../nbs/07_transfer_learning.ipynb #2c69f1c7
 def fine_tune(
     learn:Learner, # A learner with a pretrained body
@@ -360,16 +370,6 @@ def fine_tune(
     fit_one_cycle(learn, freeze_epochs, slice(base_lr), pct_start=0.99, **kwargs)
     freeze_to(learn, 0)
     fit_one_cycle(learn, epochs, slice(base_lr/2/lr_mult, base_lr/2), pct_start=pct_start, div=div, **kwargs)
-
-# %% ../nbs/07_transfer_learning.ipynb #c77dffa8
-class RateRecorder(Callback):
-    "Keep the rate of each group and the momentum of every training step"
-    order,run_valid = 61,False # after the scheduler (60)
-    def __init__(self): self.rows = []
-    def before_batch(self): self.rows.append([*(h['lr'] for h in self.opt.hypers), self.opt.hypers[-1]['mom']])
-
-    @property
-    def table(self): return pd.DataFrame(self.rows, columns=[*(f'group {i}' for i in range(len(self.rows[0])-1)), 'momentum']).rename_axis('step')
 
 # %% ../nbs/07_transfer_learning.ipynb #81902137
 def _quiet(learn):

@@ -1,7 +1,7 @@
 "Maps and resampling against fastai and by properties, pictures of every kind, and the data loaders' faults"
 import contextlib, io, multiprocessing, pickle, random, subprocess, sys, warnings
 from pathlib import Path
-import numpy as np, pytest, torch
+import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from fastai.data.transforms import RandomSplitter
@@ -231,3 +231,32 @@ def test_psnr_and_gradient_energy():
     step = torch.zeros(1, 1, 4, 4); step[..., 2:] = 1
     assert gradient_energy(step).item() == pytest.approx(1/3)
     assert torch.isinf(psnr(x, x)).all()
+
+def squares(n=4, size=(40, 30)): return [Image.new('RGB', size, (60*k, 0, 200)) for k in range(n)]
+
+def test_animation_keeps_frames_and_times():
+    film = Animation(squares(), 'Animation: a "red" square', seconds=0.2, rest=3)
+    moving,still = Image.open(io.BytesIO(film.moving)),Image.open(io.BytesIO(film.still))
+    assert (moving.n_frames, moving.size, still.n_frames) == (4, (40, 30), 1)
+    shown = []
+    for k in range(4):
+        moving.seek(k); moving.load()
+        shown.append((moving.info['duration'], moving.convert('RGB').getpixel((5, 5))))
+    assert shown == [(200, (0, 0, 200)), (200, (60, 0, 200)), (200, (120, 0, 200)), (3000, (180, 0, 200))]
+    assert still.convert('RGB').getpixel((5, 5)) == (180, 0, 200)
+
+def test_animation_in_a_page():
+    film = Animation(squares(), 'Animation: a "red" square', seconds=[1, 2, 3, 4])
+    page = film._repr_html_()
+    assert film.seconds == [1, 2, 3, 5] and 'width="40"' in page and 'alt="Animation: a &quot;red&quot; square"' in page
+    assert 'media="(prefers-reduced-motion: reduce)"' in page and page.count('data:image/webp;base64,') == 2
+    assert repr(film).startswith('Animation of 4 frames, 11 s')
+
+def test_animation_closes_its_figures():
+    def figure(k): fig = plt.figure(figsize=(1, 1), dpi=40); fig.text(0.1, 0.1, str(k)); return fig
+    film = Animation((figure(k) for k in range(3)), 'Animation: 0, 1, 2')
+    assert not plt.get_fignums() and Image.open(io.BytesIO(film.moving)).size == (40, 40)
+
+@pytest.mark.parametrize('frames', [[], squares(2) + squares(1, (20, 20))])
+def test_animation_faults(frames):
+    with pytest.raises(ValueError, match='one size'): Animation(frames, 'Animation: nothing')
