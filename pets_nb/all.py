@@ -15,6 +15,7 @@ from .data import *
 from .labels import *
 from .maps import *
 from .fast_pipeline import *
+from .gpu_pipeline import *
 from .presizing import *
 from .small_network import *
 from .baseline import *
@@ -24,6 +25,7 @@ from .lr_finder import *
 from .transfer_learning import *
 from .epochs import *
 from .deeper_models import *
+from .partial_fine_tuning import *
 from .inference import *
 
 # %% ../nbs/13_all.ipynb #5515fbed

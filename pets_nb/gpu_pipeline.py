@@ -7,7 +7,7 @@ Docs: https://pets-nb.github.io/pets_nb/gpu_pipeline.html.md"""
 # %% auto #0
 __all__ = ['device_decoding_error', 'packed', 'unpacked', 'DeviceReading', 'reading_class']
 
-# %% ../nbs/02c_gpu_pipeline.ipynb #590b9abb
+# %% ../nbs/02c_gpu_pipeline.ipynb #b69cbb3e
 from .fast_pipeline import OneReading, chapter_matrix, draw_chapter, light_tables, open_pixels, square_window
 from .maps import resample
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
-# %% ../nbs/02c_gpu_pipeline.ipynb #a1f81918
+# %% ../nbs/02c_gpu_pipeline.ipynb #4f69f4b3
 def device_decoding_error(
     device:str|torch.device, # Where to decode
 )->str: # The reason, in words; empty where it works
@@ -27,7 +27,7 @@ def device_decoding_error(
     except Exception as e: return f'{type(e).__name__}: {e}'.splitlines()[0]
     return ''
 
-# %% ../nbs/02c_gpu_pipeline.ipynb #9a4689fe
+# %% ../nbs/02c_gpu_pipeline.ipynb #82e39266
 def _plain_jpeg(source, most):
     "Is `source` the file of an ordinary upright JPEG with fewer than `most` pixels on its shorter side?"
     if not isinstance(source, (str, Path)): return False
@@ -49,7 +49,7 @@ def unpacked(
     "The arrays that were packed"
     return [o.reshape(shape) for o,shape in zip(flat.split([int(np.prod(o)) for o in shapes]), shapes)]
 
-# %% ../nbs/02c_gpu_pipeline.ipynb #3f2aed36
+# %% ../nbs/02c_gpu_pipeline.ipynb #e7b48415
 class DeviceReading(OneReading):
     "`OneReading` whose workers only read files: decoding and augmentation happen on the device of the batches"
     def fetch(self, sources, random=True, seed=None):
@@ -71,7 +71,7 @@ def _decode(parts, device):
     decoded = iter(torchvision.io.decode_jpeg(files, mode=torchvision.io.ImageReadMode.RGB, device=device) if files else [])
     return [next(decoded) if o.ndim==1 else o.permute(2, 0, 1).to(device) for o in parts]
 
-# %% ../nbs/02c_gpu_pipeline.ipynb #0451701b
+# %% ../nbs/02c_gpu_pipeline.ipynb #88e9b287
 def _square(picture, item_size, x=0.5, y=0.5):
     "The square that fastai's `Resize` cuts out, as floats, shape (1, 3, side, side)"
     left,top,side = square_window(picture.shape[2], picture.shape[1], x, y, item_size)
@@ -103,7 +103,7 @@ def read_on_device(self:DeviceReading,
 
 def _to_bytes(x): return x.round().clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
-# %% ../nbs/02c_gpu_pipeline.ipynb #395eabda
+# %% ../nbs/02c_gpu_pipeline.ipynb #8b46c35f
 def reading_class(
     on_device:bool, # Decode and augment on the device, if it can?
     device:str|torch.device, # Device of the batches

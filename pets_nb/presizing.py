@@ -13,6 +13,7 @@ __all__ = ['Animation', 'create_picture', 'random_split', 'FixedSplitter', 'defa
 # %% ../nbs/02_presizing.ipynb #15d57dd7
 from .data import official_split, open_picture, usable_pictures
 from .fast_pipeline import FastDL, OneReading, open_cache
+from .gpu_pipeline import reading_class
 from .labels import BreedLabeller
 from .maps import (map_points, flip_matrix, rotate_matrix, zoom_matrix, crop_matrix, homography, warp_matrix, sampling_grid,
                           draw_augmentations, augmentation_matrix, resample, psnr, gradient_energy)
@@ -136,11 +137,12 @@ def pets_block(
     batch_tfms=None, # Transforms of a batch; None is `aug_transforms(size=size, min_scale=0.75)`, [] is none
     fast:bool=False, # Read each picture once, in the workers (see the fast pipeline)? Then `batch_tfms` are further transforms, None is none
     cache=None, # `PixelCache` of the fast pipeline
+    reading=OneReading, # Class of the fast pipeline's transform, see `reading_class`
 )->DataBlock: # Recipe that turns a list of files into data loaders
     "The chapter's `DataBlock`, with our ways of opening and labelling a picture"
     if fast and item_tfms is not None: raise ValueError('item_tfms are given, but fast=True makes each item in one reading; leave them out, or use fast=False')
     if item_size is None: item_size = default_item_size(size)
-    if item_tfms is None: item_tfms = OneReading(size, item_size, cache=cache) if fast else _resize(item_size)
+    if item_tfms is None: item_tfms = reading(size, item_size, cache=cache) if fast else _resize(item_size)
     if batch_tfms is None: batch_tfms = [] if fast else aug_transforms(size=size, min_scale=0.75)
     return DataBlock(blocks=(TransformBlock(type_tfms=create_picture, batch_tfms=IntToFloatTensor), CategoryBlock(vocab=breeds)), dl_type=FastDL if fast else None,
                      get_y=BreedLabeller(), splitter=splitter, item_tfms=item_tfms, batch_tfms=batch_tfms)
@@ -181,6 +183,7 @@ def pets_dls(
     batch_tfms=None, # Transforms of a batch; None is `aug_transforms(size=size, min_scale=0.75)`
     fast:bool=None, # Read each picture once, in the workers? None is yes, unless item_tfms or batch_tfms are given
     cache=False, # Keep the presized pixels on disk? True, or a folder; needs the fast pipeline
+    on_device:bool=False, # Decode and augment on the GPU, where it can? Needs the fast pipeline, without a cache
 )->DataLoaders: # Training and validation batches of pictures and breeds
     "The chapter's data loaders, by the fast pipeline or step by step"
     if path is None and files is None: raise ValueError('Neither path nor files is given; name a folder, for example pets_dls(get_pets())')
@@ -194,5 +197,6 @@ def pets_dls(
     bs,device = min(bs, len(splitter.train)),default_device() if device is None else torch.device(device)
     _describe(files, labels, splitter, split, seed, (item_size, size), bs, num_workers, device, ' and augmented in one reading' if fast else '')
     cache = _cache_of(files, size, item_size, cache, fast)
-    block = pets_block(breeds, splitter, size, item_size, item_tfms, batch_tfms, fast, cache)
+    if on_device and (cache is not None or not fast): raise ValueError('on_device=True decodes the files on the GPU in one reading; it needs fast=True without item_tfms, and cache=False')
+    block = pets_block(breeds, splitter, size, item_size, item_tfms, batch_tfms, fast, cache, reading_class(on_device, device))
     return block.dataloaders(files, path=Path(path or '.'), bs=bs, num_workers=num_workers, device=device)
