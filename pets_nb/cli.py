@@ -41,7 +41,7 @@ def newest_model(
 WHAT_NEXT = """Next:
   pets_nb predict YOUR_PICTURE.jpg            name the breed in a picture of your own
   pets_nb train --weights none                the same from random weights: how much did pretraining help?
-  pets_nb train --data FOLDER --arch resnet18 --size 224   your own photographs, or --data oxford for the real data set"""
+  pets_nb train --data FOLDER --arch resnet18 --size 224 --partial   your own photographs, or --data oxford for the real data set"""
 
 def _report(learn, picture, n_confused=8):
     "Print the history and the most confused pairs of a trained learner, and save a picture of its predictions"
@@ -95,18 +95,22 @@ def train(
     precision:str='auto', # 'float32', 'bfloat16', or 'auto': bfloat16 where the processor computes in it
     split:str='random', # 'random' (20 % validation), or 'official' for the lists of the Oxford authors
     fast:bool=True, # Read each picture once, in the workers? --no-fast goes step by step, as the chapter does
+    partial:bool=False, # Leave the first group of layers as it is? About half the time; not for --weights none
     cache:bool=False, # Keep the presized pixels on disk, for later epochs and runs?
+    on_device:bool=False, # Decode and augment on the GPU, where it can?
     workers:int=None, # Worker processes that load pictures; default on a CPU: one for every four cores, at least one
     out:Path=None, # Folder for the results; default: a new one under pets_nb_runs
 )->Path: # The folder with the results
     "Train a breed classifier, show what it learned, and keep it"
     from pets_nb.baseline import pets_learner; from pets_nb.data import get_pets
     from pets_nb.inference import save_model
-    from pets_nb.presizing import pets_dls
-    dls = pets_dls(get_pets(data), size=size, bs=bs, split=split, seed=seed, num_workers=_set_cores(workers), fast=fast, cache=cache)
+    from pets_nb.partial_fine_tuning import partial_fine_tune; from pets_nb.presizing import pets_dls
+    if partial and weights.lower()=='none': raise ValueError("--partial leaves the first layers as they are, and with --weights none they would be random: leave out one of the two")
+    dls = pets_dls(get_pets(data), size=size, bs=bs, split=split, seed=seed, num_workers=_set_cores(workers), fast=fast, cache=cache, on_device=on_device)
     learn = pets_learner(dls, arch, weights=None if weights.lower()=='none' else weights, seed=seed, precision=precision)
     folder = new_run(out)
-    learn.fine_tune(epochs, base_lr=lr or (8e-3 if arch=='small_network' else 2e-3), freeze_epochs=freeze_epochs)
+    fit = partial_fine_tune if partial else type(learn).fine_tune
+    fit(learn, epochs, base_lr=lr or (8e-3 if arch=='small_network' else 2e-3), freeze_epochs=freeze_epochs)
     save_model(learn, folder/'model')
     learn.history.table.to_csv(folder/'history.csv')
     _report(learn, folder/'predictions.png')

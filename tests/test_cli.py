@@ -31,6 +31,10 @@ def test_train_keeps_its_results(work):
     assert words['breeds']==['Abyssinian', 'Persian', 'pug', 'samoyed'] and words['seed']==42 and len(words['history'])==3
     assert max(Image.open(work/'result/predictions.png').size) > 300
 
+def test_train_partially_and_on_the_device(work, pets):
+    log = run('train', '--data', pets, '--size', 48, '--bs', 16, '--epochs', 1, '--partial', '--on_device', '--workers', 0, '--out', 'partial', cwd=work).stdout
+    assert 'Decoding: on' in log and 'Most confused' in log and (work/'partial/model/model.safetensors').is_file()
+
 def test_train_writes_over_nothing(work, pets):
     res = run('train', '--data', pets, '--out', 'result', cwd=work, ok=(2,))
     assert 'is there already' in res.stderr and 'Traceback' not in res.stderr
@@ -39,6 +43,7 @@ def test_train_writes_over_nothing(work, pets):
     (('--data', 'nowhere'), 'nowhere'),
     (('--arch', 'resnet19'), 'resnet18'),
     (('--weights', 'none.safetensors'), 'none.safetensors'),
+    (('--partial', '--weights', 'none'), '--partial'),
     (('--split', 'thirds'), 'thirds')])
 def test_wrong_input_is_one_line(work, pets, args, words):
     args = args if '--data' in args else ('--data', pets, *args)
