@@ -32,7 +32,7 @@ def test_train_keeps_its_results(work):
     assert max(Image.open(work/'result/predictions.png').size) > 300
 
 def test_train_partially_and_on_the_device(work, pets):
-    log = run('train', '--data', pets, '--size', 48, '--bs', 16, '--epochs', 1, '--partial', '--on_device', '--workers', 0, '--out', 'partial', cwd=work).stdout
+    log = run('train', '--data', pets, '--size', 48, '--bs', 16, '--epochs', 1, '--partial', '--on-device', '--workers', 0, '--out', 'partial', cwd=work).stdout
     assert 'Decoding: on' in log and 'Most confused' in log and (work/'partial/model/model.safetensors').is_file()
 
 def test_train_writes_over_nothing(work, pets):
