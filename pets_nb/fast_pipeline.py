@@ -383,14 +383,20 @@ def _workers(self:FastDL):
                          generator=torch.Generator())
     if not self._busy:
         if self._loader is not None: self._send_home()
-        self._loader = (what, weakref.finalize(self, _end, loader, os.getpid()), feed, loader)
+        self._loader = (what, weakref.finalize(self, _end, loader), feed, loader)
         self._keep_few()
     return feed,loader
 
 def _same(o): return o
-def _end(loader, owner):
-    "End the workers, unless this is a copy of the loader in a process that was forked later"
-    if loader._iterator is not None and os.getpid()==owner: loader._iterator._shutdown_workers()
+def _end(loader):
+    if loader._iterator is not None: loader._iterator._shutdown_workers()
+
+def _disown():
+    "In a forked process: the workers of the loaders that came along belong to its parent"
+    for dl in (ref() for ref in FastDL._kept):
+        if dl is not None and dl._loader is not None and (copy := dl._loader[-1]._iterator) is not None: copy._shutdown = True
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_disown)
 
 # %% ../nbs/02b_fast_pipeline.ipynb #2a8d3dc7
 def normalise_pixels(

@@ -482,12 +482,19 @@ def test_table_and_repr_tell(pets, tmp_path):
     assert cache_table(tmp_path).iloc[0].state != 'whole'
     assert pickle.loads(pickle.dumps(cache)).start == cache.start
 
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not fork')
 def test_a_forked_copy_of_a_loader_leaves_the_workers_alone(pets):
     dls,_ = quiet(pets, num_workers=1)
     epoch(dls.train)
-    _,end,_,loader = dls.train._loader
+    end,_,loader = dls.train._loader[1:]
     workers = loader._iterator._workers
-    fast_pipeline._end(loader, owner=0)
-    assert all(o.is_alive() for o in workers)
+    reader,writer = os.pipe()
+    if not (pid := os.fork()):
+        os.dup2(writer, 2) # what the child would complain about
+        loader._iterator.__del__(); end()
+        os._exit(0)
+    os.close(writer)
+    assert os.waitpid(pid, 0)[1] == 0 and os.read(reader, 1000) == b'' and all(o.is_alive() for o in workers)
+    assert len(epoch(dls.train)) == 3
     end()
-    assert loader._iterator is None or not any(o.is_alive() for o in workers)
+    assert not any(o.is_alive() for o in workers)
