@@ -7,14 +7,14 @@ Docs: https://pets-nb.github.io/pets_nb/partial_fine_tuning.html.md"""
 # %% auto #0
 __all__ = ['partial_fine_tune']
 
-# %% ../nbs/09a_partial_fine_tuning.ipynb #a16dd06e
+# %% ../nbs/09a_partial_fine_tuning.ipynb #9c9a7b05
 from .transfer_learning import freeze_to
 from fastai.callback.training import BnFreeze
 from fastai.learner import Learner
 from fastcore.foundation import L
 import fastai.callback.schedule
 
-# %% ../nbs/09a_partial_fine_tuning.ipynb #96e12df4
+# %% ../nbs/09a_partial_fine_tuning.ipynb #53a73f27
 def partial_fine_tune(
     learn:Learner, # A learner with a pretrained body
     epochs:int, # Epochs after the frozen ones
