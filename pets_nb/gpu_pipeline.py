@@ -21,11 +21,12 @@ def device_decoding_error(
     device:str|torch.device, # Where to decode
 )->str: # The reason, in words; empty where it works
     "Why `device` cannot decode batches of JPEG files"
+    if torch.device(device).type=='cuda' and not torch.cuda.is_available(): return 'there is no CUDA device'
     try:
         file = torchvision.io.encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8))
-        torchvision.io.decode_jpeg([file], mode=torchvision.io.ImageReadMode.RGB, device=device)
+        found = torchvision.io.decode_jpeg([file], mode=torchvision.io.ImageReadMode.RGB, device=device)[0].device.type
     except Exception as e: return f'{type(e).__name__}: {e}'.splitlines()[0]
-    return ''
+    return '' if found==torch.device(device).type else f'torchvision decoded on {found} instead'
 
 # %% ../nbs/02c_gpu_pipeline.ipynb #82e39266
 def _plain_jpeg(source, most):
