@@ -77,6 +77,14 @@ def _workers(workers):
     from pets_nb.presizing import default_workers
     return loading_processes(default_workers(64)) if workers is None and not torch.cuda.is_available() else workers
 
+def _recipe(partial, weights):
+    "The function that trains, and the weights to start from"
+    from fastai.vision.all import Learner
+    from pets_nb.partial_fine_tuning import partial_fine_tune
+    weights = None if weights.lower()=='none' else weights
+    if partial and weights is None: raise ValueError("--partial leaves the first layers as they are, and with --weights none they would be random: leave out one of the two")
+    return partial_fine_tune if partial else Learner.fine_tune, weights
+
 # %% ../nbs/12_cli.ipynb #e825bb8c
 def train(
     data:str=None, # Pictures: a folder of <Breed>_<n>.jpg files, 'oxford' (the real data set, downloaded once) or 'drawn'; default: see `pets_nb data`
@@ -99,13 +107,11 @@ def train(
 )->Path: # The folder with the results
     "Train a breed classifier, show what it learned, and keep it"
     from pets_nb.baseline import pets_learner; from pets_nb.data import get_pets
-    from pets_nb.inference import save_model
-    from pets_nb.partial_fine_tuning import partial_fine_tune; from pets_nb.presizing import pets_dls
-    if partial and weights.lower()=='none': raise ValueError("--partial leaves the first layers as they are, and with --weights none they would be random: leave out one of the two")
+    from pets_nb.inference import save_model; from pets_nb.presizing import pets_dls
+    fit,weights = _recipe(partial, weights)
     dls = pets_dls(get_pets(data), size=size, bs=bs, split=split, seed=seed, num_workers=_workers(workers), fast=fast, cache=cache, on_device=on_device)
-    learn = pets_learner(dls, arch, weights=None if weights.lower()=='none' else weights, seed=seed, precision=precision)
+    learn = pets_learner(dls, arch, weights=weights, seed=seed, precision=precision)
     folder = new_run(out)
-    fit = partial_fine_tune if partial else type(learn).fine_tune
     fit(learn, epochs, base_lr=lr or (8e-3 if arch=='small_network' else 2e-3), freeze_epochs=freeze_epochs)
     save_model(learn, folder/'model')
     learn.history.table.to_csv(folder/'history.csv')

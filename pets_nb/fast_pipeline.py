@@ -391,6 +391,7 @@ def _same(o): return o
 def _end(loader):
     if loader._iterator is not None: loader._iterator._shutdown_workers()
 
+# %% ../nbs/02b_fast_pipeline.ipynb #c66707ae
 def _disown():
     "In a forked process: the workers of the loaders that came along belong to its parent"
     for dl in (ref() for ref in FastDL._kept):

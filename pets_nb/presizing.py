@@ -167,6 +167,11 @@ def _cache_of(files, size, item_size, cache, fast):
     if not fast: raise ValueError('cache is given, but only the fast pipeline reads from it: use fast=True without item_tfms, or leave cache out')
     return open_cache(OneReading(size, item_size), files, None if cache is True else cache)
 
+def _reading_of(on_device, device, cache, fast):
+    "The class that reads the pictures, on the device or in the workers"
+    if on_device and (cache is not None or not fast): raise ValueError('on_device=True decodes the files on the GPU in one reading; it needs fast=True without item_tfms, and cache=False')
+    return reading_class(on_device, device)
+
 # %% ../nbs/02_presizing.ipynb #a0a40ec5
 def pets_dls(
     path=None, # Folder of pictures named <breed>_<number>.<ending>, as from `get_pets`; not needed with `files`
@@ -191,12 +196,10 @@ def pets_dls(
     if not files: raise ValueError('The list of files is empty; expected pictures named <breed>_<number>.jpg')
     labels,splitter = BreedLabeller().labels_of(files),_split_files(files, split, valid_pct, seed)
     breeds = _check_breeds(labels, splitter)
-    if item_size is None: item_size = default_item_size(size)
-    if num_workers is None: num_workers = default_workers()
+    item_size,num_workers = item_size or default_item_size(size),default_workers() if num_workers is None else num_workers
     if fast is None: fast = item_tfms is None and batch_tfms is None
     bs,device = min(bs, len(splitter.train)),default_device() if device is None else torch.device(device)
     _describe(files, labels, splitter, split, seed, (item_size, size), bs, num_workers, device, ' and augmented in one reading' if fast else '')
     cache = _cache_of(files, size, item_size, cache, fast)
-    if on_device and (cache is not None or not fast): raise ValueError('on_device=True decodes the files on the GPU in one reading; it needs fast=True without item_tfms, and cache=False')
-    block = pets_block(breeds, splitter, size, item_size, item_tfms, batch_tfms, fast, cache, reading_class(on_device, device))
+    block = pets_block(breeds, splitter, size, item_size, item_tfms, batch_tfms, fast, cache, _reading_of(on_device, device, cache, fast))
     return block.dataloaders(files, path=Path(path or '.'), bs=bs, num_workers=num_workers, device=device)
