@@ -106,15 +106,13 @@ def train(
     out:Path=None, # Folder for the results; default: a new one under pets_nb_runs
 )->Path: # The folder with the results
     "Train a breed classifier, show what it learned, and keep it"
-    from pets_nb.baseline import pets_learner; from pets_nb.data import get_pets
-    from pets_nb.inference import save_model; from pets_nb.presizing import pets_dls
+    from pets_nb.baseline import pets_learner; from pets_nb.data import get_pets; from pets_nb.inference import save_model; from pets_nb.presizing import pets_dls
     fit,weights = _recipe(partial, weights)
     dls = pets_dls(get_pets(data), size=size, bs=bs, split=split, seed=seed, num_workers=_workers(workers), fast=fast, cache=cache, on_device=on_device)
     learn = pets_learner(dls, arch, weights=weights, seed=seed, precision=precision)
     folder = new_run(out)
     fit(learn, epochs, base_lr=lr or (8e-3 if arch=='small_network' else 2e-3), freeze_epochs=freeze_epochs)
-    save_model(learn, folder/'model')
-    learn.history.table.to_csv(folder/'history.csv')
+    save_model(learn, folder/'model'); learn.history.table.to_csv(folder/'history.csv')
     _report(learn, folder/'predictions.png')
     print(f"\nSaved in {folder}: model/ (weights and words), history.csv, predictions.png (look at it)\n{WHAT_NEXT}")
     return folder
