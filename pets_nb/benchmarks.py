@@ -10,7 +10,7 @@ __all__ = ['MEASUREMENTS', 'WANTED', 'alternate', 'speed_ratio', 'chapter_dls', 
            'time_evaluation', 'peak_memory', 'time_growth', 'run_benchmarks', 'benchmark_table']
 
 # %% ../nbs/12a_benchmarks.ipynb #e104000b
-import os, resource, subprocess, sys, time
+import os, resource, subprocess, sys, tempfile, time
 from contextlib import redirect_stdout
 from json import loads
 from pathlib import Path
@@ -265,7 +265,9 @@ def time_growth(
     return pd.DataFrame(rows)
 
 # %% ../nbs/12a_benchmarks.ipynb #cad7eced
-def _pipeline(files, arch, weights, size, turns, repeat, workers): return time_pipeline(files, size, workers=workers, repeat=repeat, turns=turns)
+def _pipeline(files, arch, weights, size, turns, repeat, workers):
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache: # the list is repeated: gigabytes that nobody needs afterwards
+        return time_pipeline(files, size, workers=workers, repeat=repeat, turns=turns, cache=cache)
 def _training(files, arch, weights, size, turns, *_): return time_training(files, arch, weights, size, turns=turns)
 def _training_all(files, arch, weights, size, turns, *_):
     return time_training(files, arch, weights, size, turns=turns, sides=('chapter','ours','float32','head'))
