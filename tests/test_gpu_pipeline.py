@@ -1,24 +1,11 @@
 "Decoding on the device: tested on the processor, whose operations are the same; what needs a GPU is marked"
-import contextlib, io, os, pickle
+import pickle, random
 import numpy as np, pytest, torch, torchvision.io
-from PIL import Image
-from pets_nb import gpu_pipeline
 from pets_nb.baseline import pets_learner
 from pets_nb.fast_pipeline import OneReading
 from pets_nb.gpu_pipeline import DeviceReading, device_decoding_error, packed, reading_class, unpacked
 from pets_nb.maps import psnr
-from pets_nb.presizing import pets_dls
-
-def smooth(w, h, seed=0): return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((w, h), Image.BICUBIC)
-
-def lying(o):
-    exif = Image.Exif(); exif[0x0112] = o
-    return exif
-
-kinds = dict(jpeg=lambda p, im: im.save(p, 'JPEG', quality=95), progressive=lambda p, im: im.save(p, 'JPEG', quality=95, progressive=True), png=lambda p, im: im.save(p, 'PNG'),
-             gif=lambda p, im: im.convert('P').save(p, 'GIF'), cmyk=lambda p, im: im.convert('CMYK').save(p, 'JPEG', quality=95), grey=lambda p, im: im.convert('L').save(p, 'JPEG', quality=95),
-             rgba=lambda p, im: im.convert('RGBA').save(p, 'PNG'), trailing=lambda p, im: (im.save(p, 'JPEG', quality=95), p.open('ab').write(b'junk'*9)),
-             **{f'exif{o}': (lambda o: lambda p, im: im.save(p, 'JPEG', quality=95, exif=lying(o)))(o) for o in range(1, 9)})
+from test_fast_pipeline import epoch, kinds, pets, quiet, same, smooth
 
 @pytest.mark.parametrize('kind', kinds)
 @pytest.mark.parametrize('size', [(500, 375), (60, 81), (1700, 1200)])
@@ -52,45 +39,34 @@ def test_unreadable_files_are_named(tmp_path):
     file.write_bytes(b'no picture at all')
     with pytest.raises(ValueError, match='pug_1.jpg'): DeviceReading(32).fetch([file])
 
-@pytest.fixture
-def pets(tmp_path):
-    folder = tmp_path/'pets'; folder.mkdir()
-    for k,breed in enumerate(('pug', 'Bengal', 'beagle')):
-        for i in range(10): smooth(60 + i, 40 + 2*i, k*10 + i).save(folder/f'{breed}_{i}.jpg')
-    return folder
-
-def quiet(*args, **kwargs):
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out): dls = pets_dls(*args, **dict(dict(size=16, bs=8, num_workers=0, device='cpu', on_device=True), **kwargs))
-    return dls, out.getvalue()
+def on_device(*args, **kwargs): return quiet(*args, **dict(dict(on_device=True), **kwargs))
 
 def test_the_choice_is_printed_and_works(pets, monkeypatch):
-    dls,said = quiet(pets)
+    dls,said = on_device(pets)
     assert 'Decoding: on cpu' in said and isinstance(dls.train.reading, DeviceReading)
     monkeypatch.setattr(torchvision.io, 'decode_jpeg', None)
-    dls,said = quiet(pets)
+    dls,said = on_device(pets)
     assert 'in the workers, because cpu cannot decode' in said and type(dls.train.reading) is OneReading
-    assert 'Decoding' not in quiet(pets, on_device=False)[1]
+    assert 'Decoding' not in on_device(pets, on_device=False)[1]
 
 def test_a_torchvision_without_a_decoder_is_a_reason(monkeypatch):
     monkeypatch.delattr(torchvision.io, 'encode_jpeg')
     assert 'AttributeError' in device_decoding_error('cpu') and reading_class(True, 'cpu') is OneReading
 
 def test_on_device_does_not_go_with_a_cache_or_without_the_fast_pipeline(pets, tmp_path):
-    with pytest.raises(ValueError, match='cache'): quiet(pets, cache=tmp_path/'cache')
-    with pytest.raises(ValueError, match='fast'): quiet(pets, fast=False)
+    with pytest.raises(ValueError, match='cache'): on_device(pets, cache=tmp_path/'cache')
+    with pytest.raises(ValueError, match='fast'): on_device(pets, fast=False)
 
 @pytest.mark.parametrize('n', [1, 2])
 def test_the_same_batches_whatever_the_workers(pets, n):
     def epochs(n):
-        torch.manual_seed(5); dls,_ = quiet(pets, num_workers=n)
-        import random; dls.train.rng = random.Random(3)
-        return [tuple(x.clone() for x in b) for dl in (dls.train, dls.train, dls.valid) for b in dl]
-    alone,helped = epochs(0),epochs(n)
-    assert len(alone) == len(helped) and all((x == y).all() for a,b in zip(alone, helped) for x,y in zip(a, b))
+        torch.manual_seed(5); dls,_ = on_device(pets, num_workers=n)
+        dls.train.rng = random.Random(3)
+        return epoch(dls.train) + epoch(dls.train) + epoch(dls.valid)
+    assert same(epochs(0), epochs(n))
 
 def test_a_learner_trains_predicts_and_is_exported(pets, tmp_path):
-    dls,_ = quiet(pets, size=32)
+    dls,_ = on_device(pets, size=32)
     learn = pets_learner(dls, verbose=False)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)
     file = sorted(pets.iterdir())[0]
@@ -100,7 +76,7 @@ def test_a_learner_trains_predicts_and_is_exported(pets, tmp_path):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
 def test_on_a_gpu(pets):
-    dls,said = quiet(pets, device='cuda')
+    dls,said = on_device(pets, device='cuda')
     x,_ = dls.one_batch()
     assert x.device.type == 'cuda' and 'Decoding' in said
     a = DeviceReading(32); files = sorted(pets.iterdir())[:8]
