@@ -18,7 +18,7 @@ from .baseline import architecture, load_weights, pets_learner
 from .data import get_pets, usable_pictures, write_json
 import pets_nb.deeper_models
 from .partial_fine_tuning import partial_fine_tune
-from .presizing import create_picture, pets_dls
+from .presizing import create_picture, default_workers, pets_dls
 from .transfer_learning import machine, read_record, weights_words
 import numpy as np, pandas as pd, torch
 from fastai.vision.all import *
@@ -84,7 +84,7 @@ def our_dls(
     size:int=224, # Side of the square pictures in a batch, pixels
     bs:int=64, # Pictures in a batch
     seed:int=42, # Seed of the split
-    workers:int=1, # Worker processes
+    workers:int=None, # Worker processes; None is the choice of `pets_dls`, threads on a CPU
     **kwargs, # Passed on to `pets_dls`, for example `cache`
 )->DataLoaders: # The same pictures in the same split, by the fast pipeline
     "Our data loaders: `pets_dls` with `fast=True`"
@@ -152,11 +152,11 @@ def error_difference(
 
 # %% ../nbs/12a_benchmarks.ipynb #a6743e4e
 def staircase(
-)->dict: # By name, what our side has: `fast`, `mixed` (arguments of `to_mixed`, or None), `train_bn`, and `fit`
+)->dict: # By name, what our side has: `fast`, `mixed` (half precision where the machine is good at it?), `train_bn`, `fit` and `workers`
     "Our measures, added one by one"
-    rows = {'chapter': dict(fast=False), 'one reading': dict(), 'half precision': dict(mixed=dict(channels_last=False)), 'channels last': dict(mixed=dict()),
-            'wholly frozen': dict(mixed=dict(), train_bn=False), 'first group left': dict(mixed=dict(), fit=partial_fine_tune)}
-    return {k: {**dict(fast=True, mixed=None, train_bn=True, fit=Learner.fine_tune), **v} for k,v in rows.items()}
+    rows = {'chapter': dict(fast=False), 'one reading': dict(), 'half precision': dict(mixed=True), 'wholly frozen': dict(mixed=True, train_bn=False),
+            'first group left': dict(mixed=True, fit=partial_fine_tune), 'threads': dict(mixed=True, fit=partial_fine_tune, workers=None)}
+    return {k: {**dict(fast=True, mixed=False, train_bn=True, fit=Learner.fine_tune, workers=default_workers()), **v} for k,v in rows.items()}
 
 def time_staircase(
     files:list, # Pictures named <breed>_<number>.<ending>
@@ -170,8 +170,8 @@ def time_staircase(
     "Time `fine_tune` with more and more of our measures"
     def run(has, turn):
         if not has['fast']: return _train(chapter_learner(chapter_dls(files, size, bs, 42+turn), arch, weights, 42+turn), has['fit'], epochs)
-        learn = pets_learner(our_dls(files, size, bs, 42+turn), arch, weights=weights, seed=42+turn, train_bn=has['train_bn'], verbose=False)
-        return _train(learn if has['mixed'] is None else learn.to_mixed(**has['mixed'], verbose=False), has['fit'], epochs)
+        learn = pets_learner(our_dls(files, size, bs, 42+turn, has['workers']), arch, weights=weights, seed=42+turn, train_bn=has['train_bn'], verbose=False)
+        return _train(learn.to_mixed(verbose=False) if has['mixed'] else learn, has['fit'], epochs)
     return alternate({k: partial(run, v) for k,v in staircase().items()}, turns)
 
 # %% ../nbs/12a_benchmarks.ipynb #d2eee987

@@ -216,6 +216,14 @@ def _reader(size):
     if getattr(_of_thread, 'reader', None) is None or _of_thread.reader.size != size: _of_thread.reader = PackedReader(size)
     return _of_thread.reader
 
+def _each(f, items):
+    "Call `f` with the number of each item and the item, on as many threads as PyTorch computes with: in a worker process one"
+    threads = min(len(items), torch.get_num_threads())
+    if threads < 2: return [f(*o) for o in enumerate(items)]
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool: # the threads change the filters of warnings, each behind the other's back: put back what was
+        warnings.simplefilter('ignore')
+        return list(pool.map(f, range(len(items)), items))
+
 # %% ../nbs/02b_fast_pipeline.ipynb #c781a83f
 class OneReading(RandTransform):
     "The chapter's `Resize`, geometric augmentation, crop and change of light, in one reading per picture"
@@ -273,7 +281,8 @@ def batch(self:OneReading,
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         self.read(sources, draw_chapter(len(sources), generator, self.item_size), out)
     else:
-        for i,o in enumerate(sources): out[i] = self.cache.square(o) if self.cache and o in self.cache else self.square(o)
+        def one(i, o): out[i] = self.cache.square(o) if self.cache and o in self.cache else self.square(o)
+        _each(one, sources)
     return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 # %% ../nbs/02b_fast_pipeline.ipynb #9fa004a8
@@ -287,14 +296,15 @@ def read(self:OneReading,
     matrix,tables = chapter_matrix(draws, self.size, self.item_size).numpy(),light_tables(draws['brightness'], draws['contrast']).numpy()
     lit = ((draws['brightness'] != 0.5) | (draws['contrast'] != 1)).tolist()
     xs,ys = draws['resize_x'].tolist(),draws['resize_y'].tolist()
-    reader,edge = _reader(self.size),(self.item_size - 1)/self.item_size
-    for i,o in enumerate(sources):
+    edge = (self.item_size - 1)/self.item_size
+    def one(i, o):
         pixels,(w,h) = self.cache.whole(o) if self.cache and o in self.cache else self.whole(o)
         left,top,side = square_window(w, h, xs[i], ys[i], self.item_size)
         across,down = pixels.shape[1]/w,pixels.shape[0]/h
-        got = reader(pixels, matrix[i], (left*across, top*down, side*across, side*down), edge)
+        got = _reader(self.size)(pixels, matrix[i], (left*across, top*down, side*across, side*down), edge)
         if lit[i]: got = np.frombuffer(got.tobytes().translate(tables[i].tobytes()), np.uint8).reshape(got.shape)
         out[i] = got
+    _each(one, sources)
 
 # %% ../nbs/02b_fast_pipeline.ipynb #4ba4216a
 class _Reads:
@@ -543,7 +553,8 @@ def _pieces(reading, file):
 def _write_pixels(reading, files, out, threads):
     "Write all pixels to the open file `out`; their places and checksum"
     entries,crc,offset = [],0,0
-    with ThreadPoolExecutor(threads) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+        warnings.simplefilter('ignore')
         for some in (files[i:i + 64] for i in range(0, len(files), 64)):
             for whole,square,size in pool.map(lambda o: _pieces(reading, o), some):
                 entries.append([offset, *whole.shape[:2], *size])

@@ -135,7 +135,7 @@ def pets_block(
     item_size:int=None, # Side of the square each picture is first resized to, pixels; None is size*460/224, as in the chapter
     item_tfms=None, # Transforms of one picture; None is `Resize(item_size)`, [] is none
     batch_tfms=None, # Transforms of a batch; None is `aug_transforms(size=size, min_scale=0.75)`, [] is none
-    fast:bool=False, # Read each picture once, in the workers (see the fast pipeline)? Then `batch_tfms` are further transforms, None is none
+    fast:bool=False, # Read each picture once (see the fast pipeline)? Then `batch_tfms` are further transforms, None is none
     cache=None, # `PixelCache` of the fast pipeline
     reading=OneReading, # Class of the fast pipeline's transform, see `reading_class`
 )->DataBlock: # Recipe that turns a list of files into data loaders
@@ -154,11 +154,17 @@ def default_item_size(
     return round(size*460/224)
 
 # %% ../nbs/02_presizing.ipynb #9d823afd
-def _describe(files, labels, splitter, split, seed, sizes, bs, workers, device, how):
+def _workers_for(num_workers, fast, device):
+    "The number that was asked for, or the better one: a processor that trains as well reads on threads"
+    if num_workers is not None: return num_workers
+    return 0 if fast and device.type == 'cpu' else default_workers()
+
+def _describe(files, labels, splitter, split, seed, sizes, bs, workers, device, fast):
     tested = len({labels[i] for i in splitter.valid})
+    readers = f'{torch.get_num_threads()} threads' if fast and not workers else f'{workers} workers'
     print(f"{len(files):,} pictures of {len(set(labels))} breeds; {split} split{f' (seed {seed})' if split == 'random' else ''}: "
           f"{len(splitter.train):,} train, {len(splitter.valid):,} validation{f' ({tested} breeds)' if tested < len(set(labels)) else ''}; "
-          f"presized to {sizes[0]} px{how}, batches of {bs} at {sizes[1]} px; {workers} workers; device {device}")
+          f"presized to {sizes[0]} px{' and augmented in one reading' if fast else ''}, batches of {bs} at {sizes[1]} px; {readers}; device {device}")
 
 # %% ../nbs/02_presizing.ipynb #7eba5792
 def _cache_of(files, size, item_size, cache, fast):
@@ -181,12 +187,12 @@ def pets_dls(
     split:str='random', # 'random', or 'official' for the lists of the data set's authors
     valid_pct:float=0.2, # Share of the pictures in the validation set of a random split
     seed:int=42, # Seed of the random split
-    num_workers:int=None, # Worker processes; None is `default_workers()`
+    num_workers:int=None, # Worker processes; None is `default_workers()`, or none where the fast way reads on threads: on a CPU
     device=None, # Device of the batches; None is fastai's default: the GPU where there is one
     files=None, # Picture files to use instead of the usable ones under `path`
     item_tfms=None, # Transforms of one picture; None is `Resize(item_size)`
     batch_tfms=None, # Transforms of a batch; None is `aug_transforms(size=size, min_scale=0.75)`
-    fast:bool=None, # Read each picture once, in the workers? None is yes, unless item_tfms or batch_tfms are given
+    fast:bool=None, # Read each picture once? None is yes, unless item_tfms or batch_tfms are given
     cache=False, # Keep the presized pixels on disk? True, or a folder; needs the fast pipeline
     on_device:bool=False, # Decode and augment on the GPU, where it can? Needs the fast pipeline, without a cache
 )->DataLoaders: # Training and validation batches of pictures and breeds
@@ -196,10 +202,10 @@ def pets_dls(
     if not files: raise ValueError('The list of files is empty; expected pictures named <breed>_<number>.jpg')
     labels,splitter = BreedLabeller().labels_of(files),_split_files(files, split, valid_pct, seed)
     breeds = _check_breeds(labels, splitter)
-    item_size,num_workers = item_size or default_item_size(size),default_workers() if num_workers is None else num_workers
     if fast is None: fast = item_tfms is None and batch_tfms is None
     bs,device = min(bs, len(splitter.train)),default_device() if device is None else torch.device(device)
-    _describe(files, labels, splitter, split, seed, (item_size, size), bs, num_workers, device, ' and augmented in one reading' if fast else '')
+    item_size,num_workers = item_size or default_item_size(size),_workers_for(num_workers, fast, device)
+    _describe(files, labels, splitter, split, seed, (item_size, size), bs, num_workers, device, fast)
     cache = _cache_of(files, size, item_size, cache, fast)
     block = pets_block(breeds, splitter, size, item_size, item_tfms, batch_tfms, fast, cache, _reading_of(on_device, device, cache, fast))
     return block.dataloaders(files, path=Path(path or '.'), bs=bs, num_workers=num_workers, device=device)

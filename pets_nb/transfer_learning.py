@@ -596,7 +596,7 @@ def run_chapter(
     seed:int=42, # Seed of the split, the new head and the training
     bs:int=64, # Pictures in a batch
     precision:str='float32', # 'float32', 'bfloat16', or 'auto': bfloat16 where the device computes in it
-    workers:int=None, # Worker processes that load pictures; default: one for each core, at most 8
+    workers:int=None, # Worker processes that load pictures; default: see `pets_dls`
     verbose:bool=True, # Print a line for each epoch?
 )->pd.DataFrame: # The runs and their errors, see `chapter_table`
     "Run the chapter's training runs, or some of them, and set them beside the published figures"

@@ -1,5 +1,5 @@
 "The fast pipeline against the chapter's: the same draws, the same pictures; any file; workers, cache and their faults"
-import contextlib, io, json, multiprocessing, os, pickle, random, subprocess, sys, time
+import contextlib, io, json, multiprocessing, os, pickle, random, subprocess, sys, threading, time, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
@@ -356,6 +356,41 @@ def test_show_batch_one_picture_many_times(pets):
     dls,_ = quiet(pets)
     x = dls.show_batch(show=False, unique=True)[0]
     assert x.shape[0] == 8 and (x[0] != x[1]).any()
+
+@contextlib.contextmanager
+def computing_with(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try: yield
+    finally: torch.set_num_threads(before)
+
+@pytest.mark.parametrize('random', [True, False])
+@pytest.mark.parametrize('size', [16, 50])
+def test_threads_change_nothing(pets, random, size):
+    files,reading,batches = sorted(pets.iterdir()),OneReading(size),[]
+    for n in (1, 2, 7):
+        with computing_with(n): batches.append(reading.batch(files, random, seed=4))
+    assert all(torch.equal(batches[0], o) for o in batches[1:])
+
+def test_as_many_threads_as_pytorch_computes_with(pets, monkeypatch):
+    seen,files = set(),sorted(pets.iterdir())
+    def square(self, source): seen.add(threading.get_ident()); time.sleep(0.02); return np.zeros((8, 8, 3), np.uint8)
+    monkeypatch.setattr(OneReading, 'square', square)
+    for n in (1, 3):
+        seen.clear()
+        with computing_with(n): OneReading(8).batch(files, random=False)
+        assert len(seen) == n and (threading.get_ident() in seen) == (n == 1)
+
+def test_threads_leave_the_filters_of_warnings_alone(pets):
+    with computing_with(4), warnings.catch_warnings():
+        warnings.simplefilter('error')
+        before = list(warnings.filters)
+        for seed in range(5): OneReading(16).batch(sorted(pets.iterdir()), seed=seed)
+        assert warnings.filters == before
+
+def test_a_broken_file_is_named_by_threads_too(pets):
+    (pets/'pug_3.jpg').write_bytes(b'gone')
+    with computing_with(3), pytest.raises(ValueError, match='pug_3.jpg'): OneReading(16).batch(sorted(pets.iterdir()))
 
 def test_items_by_the_readable_way_too(pets):
     dls,_ = quiet(pets)

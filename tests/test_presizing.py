@@ -7,6 +7,7 @@ from PIL import Image
 from fastai.data.transforms import RandomSplitter
 from fastai.vision import augment
 from fastai.vision.core import PILImage, TensorImage
+from pets_nb import presizing
 from pets_nb.presizing import *
 from pets_nb.maps import _matrices
 
@@ -137,7 +138,7 @@ def test_create_picture_from_memory(tmp_path):
 
 def test_default_sizes_and_line(pets):
     dls,said = quiet(pets, size=112, bs=4)
-    assert '30 pictures of 3 breeds' in said and '24 train, 6 validation' in said and '230 px' in said and '112 px' in said and '0 workers' in said
+    assert '30 pictures of 3 breeds' in said and '24 train, 6 validation' in said and '230 px' in said and '112 px' in said and 'threads' in said
     assert dls.one_batch()[0].shape == (4, 3, 112, 112) and list(dls.vocab) == ['Bengal', 'beagle', 'pug']
     assert len(said.strip().splitlines()) <= 2
 
@@ -203,6 +204,15 @@ def test_no_workers_in_a_daemon():
     assert queue.get(timeout=120) == 0
     p.join()
     assert 1 <= default_workers() <= 8 and default_workers(1) == 1
+
+def test_a_processor_that_trains_reads_on_threads(pets):
+    for kwargs,workers,words in ((dict(), 0, f'{torch.get_num_threads()} threads'), (dict(fast=False), default_workers(), f'{default_workers()} workers'), (dict(num_workers=1), 1, '1 workers')):
+        dls,said = quiet(pets, **{'num_workers': None, **kwargs})
+        assert dls.train.fake_l.num_workers == workers and words in said
+
+def test_a_gpu_is_fed_by_workers():
+    "Seen from the rule, since there may be no GPU"
+    assert presizing._workers_for(None, True, torch.device('cuda')) == presizing._workers_for(None, False, torch.device('cpu')) == default_workers()
 
 def test_workers_give_the_same_validation_batch(pets):
     a,b = (quiet(pets, num_workers=n)[0].valid.one_batch() for n in (0, 2))
