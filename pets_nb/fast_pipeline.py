@@ -15,6 +15,7 @@ from .data import data_config, max_picture_pixels, open_picture, to_rgb, upright
 from .maps import augmentation_matrix, draw_augmentations
 import hashlib, itertools, json, math, os, shutil, sys, threading, time, warnings, weakref, zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from PIL import Image
@@ -216,13 +217,18 @@ def _reader(size):
     if getattr(_of_thread, 'reader', None) is None or _of_thread.reader.size != size: _of_thread.reader = PackedReader(size)
     return _of_thread.reader
 
+@contextmanager
+def _threads(n):
+    "A pool of threads that open pictures; they change the filters of warnings behind each other's back, so these are put back at the end"
+    with warnings.catch_warnings(), ThreadPoolExecutor(n) as pool:
+        warnings.simplefilter('ignore')
+        yield pool
+
 def _each(f, items):
     "Call `f` with the number of each item and the item, on as many threads as PyTorch computes with: in a worker process one"
     threads = min(len(items), torch.get_num_threads())
     if threads < 2: return [f(*o) for o in enumerate(items)]
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool: # the threads change the filters of warnings, each behind the other's back: put back what was
-        warnings.simplefilter('ignore')
-        return list(pool.map(f, range(len(items)), items))
+    with _threads(threads) as pool: return list(pool.map(f, range(len(items)), items))
 
 # %% ../nbs/02b_fast_pipeline.ipynb #c781a83f
 class OneReading(RandTransform):
@@ -553,8 +559,7 @@ def _pieces(reading, file):
 def _write_pixels(reading, files, out, threads):
     "Write all pixels to the open file `out`; their places and checksum"
     entries,crc,offset = [],0,0
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        warnings.simplefilter('ignore')
+    with _threads(threads) as pool:
         for some in (files[i:i + 64] for i in range(0, len(files), 64)):
             for whole,square,size in pool.map(lambda o: _pieces(reading, o), some):
                 entries.append([offset, *whole.shape[:2], *size])

@@ -381,11 +381,12 @@ def test_as_many_threads_as_pytorch_computes_with(pets, monkeypatch):
         with computing_with(n): OneReading(8).batch(files, random=False)
         assert len(seen) == n and (threading.get_ident() in seen) == (n == 1)
 
-def test_threads_leave_the_filters_of_warnings_alone(pets):
+def test_threads_leave_the_filters_of_warnings_alone(pets, tmp_path):
     with computing_with(4), warnings.catch_warnings():
         warnings.simplefilter('error')
         before = list(warnings.filters)
         for seed in range(5): OneReading(16).batch(sorted(pets.iterdir()), seed=seed)
+        for i in range(5): fast_pipeline.build_cache(OneReading(16), sorted(pets.iterdir()), tmp_path/f'{i}.pixels', threads=4)
         assert warnings.filters == before
 
 def test_a_broken_file_is_named_by_threads_too(pets):
