@@ -184,14 +184,16 @@ def _rgb(im):
     res.paste(im, mask=im)
     return res
 
-# %% ../../nbs/engine/00_files.ipynb #4a873af2
-def _decode(im, short, big):
+# %% ../../nbs/engine/00_files.ipynb #56a7263a
+def _decode(im, short=0):
     "The pixels of an opened image: RGB and upright"
-    im.load()
-    if big and short and im.mode in ('L','LA','RGB','RGBA','CMYK','YCbCr'): im = im.reduce(max(1, min(im.size)//short))
-    return _rgb(_upright(im))
+    big = _check_size(im, short)
+    with _big_lock if big else nullcontext():
+        im.load()
+        if big and short and im.mode in ('L','LA','RGB','RGBA','CMYK','YCbCr'): im = im.reduce(max(1, min(im.size)//short))
+        return _rgb(_upright(im))
 
-# %% ../../nbs/engine/00_files.ipynb #397a41c4
+# %% ../../nbs/engine/00_files.ipynb #31b39b26
 def load_image(
     source, # A path, the bytes of a file, a PIL image, or an array (H,W), (H,W,1), (H,W,3) or (H,W,4)
     short:int=0, # Pixels that the shorter side must keep: larger JPEGs are decoded at a half, quarter or eighth; 0: full size
@@ -201,10 +203,9 @@ def load_image(
         if isinstance(source, np.ndarray):
             source = _eight_bits(source[...,0] if source.ndim==3 and source.shape[2]==1 else source)
             return _rgb(Image.fromarray(source))
-        if isinstance(source, Image.Image): return _decode(source, 0, False)
+        if isinstance(source, Image.Image): return _rgb(_upright(source))
         with (BytesIO(source) if isinstance(source, (bytes,bytearray,memoryview)) else _open_regular(source)) as f, _header(f) as im:
-            big = _check_size(im, short)
-            with _big_lock if big else nullcontext(): return _decode(im, short, big)
+            return _decode(im, short)
     except ImageError: raise
     except Exception as e: raise _fault(e) from None
 
