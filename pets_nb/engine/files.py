@@ -7,8 +7,8 @@ Docs: https://pets-nb.github.io/pets_nb/engine/files.html.md"""
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'shown', 'list_images', 'ImageError', 'load_image', 'atomic_path', 'write_json', 'config_folder']
 
-# %% ../../nbs/engine/00_files.ipynb #70f9b023
-import errno,json,math,os,platform,re,shutil,stat,sys,tempfile,threading,time,warnings,zlib
+# %% ../../nbs/engine/00_files.ipynb #01892433
+import errno,glob,json,math,os,platform,re,secrets,shutil,stat,sys,tempfile,threading,time,warnings,zlib
 from configparser import ConfigParser, Error as ConfigError
 from contextlib import contextmanager, nullcontext, suppress
 from io import BytesIO
@@ -209,7 +209,7 @@ def load_image(
     except ImageError: raise
     except Exception as e: raise _fault(e) from None
 
-# %% ../../nbs/engine/00_files.ipynb #77d83146
+# %% ../../nbs/engine/00_files.ipynb #5f91d0b8
 def _alive(pid):
     "Whether a process of this machine still runs"
     if os.name != 'posix': return True
@@ -223,31 +223,37 @@ def _remove(path):
 
 def _remove_strays(path, prefix):
     "Remove what a killed writer of `path` left: its process is gone, or it is a day old"
-    for o in path.parent.glob(f'{prefix}.*.part'):
+    for o in path.parent.glob(f'{glob.escape(prefix)}.*.part'):
         with suppress(OSError, ValueError):
             host,pid = o.name.split('.')[-4:-2]
             if (host == _host() and not _alive(int(pid))) or time.time()-o.lstat().st_mtime > 86_400: _remove(o)
 
 def _host(): return f'{zlib.crc32(platform.node().encode()):08x}'
 
-# %% ../../nbs/engine/00_files.ipynb #019e607f
+# %% ../../nbs/engine/00_files.ipynb #50c63a15
+@contextmanager
+def _scratch(path):
+    "A free name beside `path` for unfinished work, removed at the end; what killed processes left there is removed first"
+    prefix = f'.{path.name[:40]}-{zlib.crc32(os.fsencode(path.name)):08x}'
+    part = path.with_name(f'{prefix}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.part')
+    _remove_strays(path, prefix)
+    try: yield part
+    finally: _remove(part)
+
+# %% ../../nbs/engine/00_files.ipynb #0cee869b
 @contextmanager
 def atomic_path(
     path, # File or folder to write; the folder it goes into must exist
 ): # `Path` beside it to write to, or to make as a folder, until the block ends
     "Write a file or folder completely or not at all; what was there stays until the new one is complete"
     path = Path(os.path.realpath(_expanded(path)))
-    prefix = f'.{path.name[:40]}-{zlib.crc32(os.fsencode(path.name)):08x}'
-    part = path.with_name(f'{prefix}.{_host()}.{os.getpid()}.{threading.get_ident()%10**6}{time.monotonic_ns()%10**9}.part')
-    _remove_strays(path, prefix.replace('[', '[[]').replace('*', '[*]').replace('?', '[?]'))
-    part.touch(exist_ok=False)
-    mode = stat.S_IMODE(part.stat().st_mode) # what the umask leaves
-    part.unlink()
-    try:
+    with _scratch(path) as part:
+        part.touch(exist_ok=False)
+        mode = stat.S_IMODE(part.stat().st_mode) # what the umask leaves
+        part.unlink()
         yield part
         _settle_on_disk(part, mode)
         os.replace(part, path)
-    finally: _remove(part)
 
 def _settle_on_disk(part, mode):
     "Permissions as for any new file, and the bytes on the disk before the name changes"
