@@ -19,7 +19,7 @@ setup(
                  *(f'Programming Language :: Python :: {v}' for v in cfg['python_versions'].split())],
     packages=find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]), include_package_data=True,
     package_data={cfg['lib_path']: ['assets/*', '*.mplstyle']},
-    install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
+    install_requires=cfg['requirements'].split(), extras_require={o.removesuffix('_requirements'): cfg[o].split() for o in cfg if o.endswith('_requirements')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_path']} = {cfg['lib_path']}._modidx:d"]},
     zip_safe=False,
 )
