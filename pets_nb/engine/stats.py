@@ -1,4 +1,4 @@
-"""`compare` sets the error rates of several recipes against the first one, over the same seeds, with intervals that say what they cover.
+"""`compare` sets several recipes against the first one, with intervals that say what they cover.
 
 Docs: https://pets-nb.github.io/pets_nb/engine/stats.html.md"""
 
