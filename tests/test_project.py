@@ -123,13 +123,14 @@ def test_import_is_light():
 
 def test_help_answers_at_once(): assert best([Path(sys.executable).parent/'pets_nb', '--help']) < 0.5
 
-def test_readme_has_two_commands_first():
-    "The first screen shows one line for one's own photographs, one that runs the main job and one that passes the tests"
-    blocks = re.findall(r'```\w*\n(.*?)```', (ROOT/'README.md').read_text(), re.S)[:3]
-    assert len(blocks) == 3 and all(len(b.strip().splitlines()) == 1 for b in blocks)
-    own,job,tests = blocks
-    assert 'pets_nb train --data' in own and 'python3 -m venv' in job and job.rstrip().endswith('pets_nb train')
-    assert 'nbdev-test' in tests and 'pytest' in tests
+def test_readme_has_its_commands_first():
+    "The first screen: one line that runs the main job, one that passes the tests, one for one's own photographs"
+    blocks = [o.strip() for o in re.findall(r'```\w*\n(.*?)```', (ROOT/'README.md').read_text(), re.S)[:3]]
+    assert len(blocks) == 3 and all(len(b.splitlines()) == 1 for b in blocks)
+    setup = [o for o in blocks if 'python3 -m venv' in o]
+    assert len(setup) == 2 and any(o.endswith('pets_nb train') for o in setup)
+    assert any('nbdev-test' in o and 'pytest' in o for o in setup)
+    assert any('pets_nb train --data' in o for o in blocks if o not in setup)
 
 def code_lines():
     import json
