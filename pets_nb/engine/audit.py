@@ -7,14 +7,17 @@ Docs: https://pets-nb.github.io/pets_nb/engine/audit.html.md"""
 # %% auto #0
 __all__ = ['Audit', 'audit']
 
-# %% ../../nbs/engine/01_audit.ipynb #56d8703d
+# %% ../../nbs/engine/01_audit.ipynb #41098657
 import hashlib,json,os,re,sqlite3,sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing,suppress
 from pathlib import Path
 
 import numpy as np, pandas as pd, PIL
+from fastcore.basics import patch
 from fastcore.foundation import L
+from PIL import ImageOps
 from platformdirs import user_cache_dir
 from pets_nb.engine.files import (ImageError, IMAGE_SUFFIXES, load_image, shown, _all_files, _decode, _expanded, _fault, _header,
     _open_regular)
@@ -46,7 +49,9 @@ _RULES = {
     'few images':           ('kept', 'a class with very few images will be learned badly'),
 }
 
-# %% ../../nbs/engine/01_audit.ipynb #46825825
+# %% ../../nbs/engine/01_audit.ipynb #cb38a011
+_ORDER = ['left out','converted on load','kept']
+
 _MODES = {'RGB':None, 'L':'grey', '1':'grey', 'P':'palette', 'CMYK':'CMYK', 'LA':'transparency', 'RGBA':'transparency',
     'PA':'transparency', 'F':'more than 8 bits'}
 _SUFFIXES = {'JPEG':('.jpg','.jpeg','.jfif'), 'MPO':('.jpg','.jpeg','.jfif'), 'TIFF':('.tif','.tiff')}
@@ -110,22 +115,129 @@ def _look(path):
         found['not an image' if e.kind=='undecodable' and not row['format'] and not named else e.kind] = str(e)
     return row
 
-# %% ../../nbs/engine/01_audit.ipynb #8ec8f19a
-def _memory(version=f'1 {PIL.__version__}'):
-    "The open database of files looked at before"
+# %% ../../nbs/engine/01_audit.ipynb #acbbda38
+def _with_memory(work, *args):
+    "`work(db, *args)`; a damaged memory is begun anew, and one that can't be used is done without (None)"
+    for _ in range(2):
+        try:
+            file = _memory_file()
+            with closing(sqlite3.connect(file, timeout=5)) as db, db:
+                db.execute('CREATE TABLE IF NOT EXISTS looks (path BLOB PRIMARY KEY, size INT, mtime INT, version TEXT, row TEXT)')
+                return work(db, *args)
+        except (sqlite3.OperationalError, OSError): return None
+        except sqlite3.DatabaseError as e:
+            print(f'The memory of earlier audits is damaged and begun anew: {shown(file)} ({e})')
+            with suppress(OSError): os.remove(file)
+
+def _memory_file():
     folder = os.getenv('PETS_NB_CACHE') or user_cache_dir('pets_nb')
-    if folder[0] == '~': raise sqlite3.OperationalError('no home folder')
+    if folder[0] == '~': raise OSError('no home folder')
     os.makedirs(folder, exist_ok=True)
-    db = sqlite3.connect(os.path.join(folder, 'audit.sqlite'), timeout=5)
-    db.execute('CREATE TABLE IF NOT EXISTS looks (path BLOB PRIMARY KEY, size INT, mtime INT, version TEXT, row TEXT)')
-    return db
+    return os.path.join(folder, 'audit.sqlite')
 
-# %% ../../nbs/engine/01_audit.ipynb #5a35fb97
+# %% ../../nbs/engine/01_audit.ipynb #68815ab9
+_VERSION = f'1 {PIL.__version__}' # Another Pillow may read other files
+
+def _key(path):
+    "Path, size and time of a file: while these stay, it is taken for the same; None when the system tells nothing"
+    try: s = os.stat(path)
+    except (OSError, ValueError): return None
+    return os.fsencode(os.path.abspath(path)), s.st_size, s.st_mtime_ns
+
+def _recall(db, keys):
+    "What is known about the files with these keys: a dict from key to row"
+    known,names = {}, [k[0] for k in keys if k]
+    for i in range(0, len(names), 500):
+        part = names[i:i+500]
+        for *key,row in db.execute(f"SELECT path, size, mtime, row FROM looks WHERE version = ? AND path IN ({','.join('?'*len(part))})",
+                (_VERSION, *part)):
+            with suppress(ValueError): known[tuple(key)] = json.loads(row)
+    return known
+
+def _remember(db, rows, most=1_000_000):
+    "Keep the rows of these keys; of more than `most` files the oldest are forgotten"
+    db.executemany('INSERT OR REPLACE INTO looks VALUES (?,?,?,?,?)', [(*k, _VERSION, json.dumps(row)) for k,row in rows])
+    db.execute('DELETE FROM looks WHERE rowid <= (SELECT max(rowid) FROM looks) - ?', (most,))
+
+# %% ../../nbs/engine/01_audit.ipynb #37f67e1d
 def _looks(paths, n_workers=None):
-    "The rows of `_look` for all files"
-    with ThreadPoolExecutor(max(1, n_workers or os.cpu_count())) as pool: return list(pool.map(_look, paths))
+    "The rows of `_look` for all files; those looked at before are remembered"
+    keys = [_key(o) for o in paths]
+    known = _with_memory(_recall, keys) or {}
+    new = [i for i,k in enumerate(keys) if k not in known]
+    if len(new) > 2000: print(f'Opening {len(new):,} files for the first time ...', file=sys.stderr, flush=True)
+    rows = [known.get(k) for k in keys]
+    with ThreadPoolExecutor(max(1, n_workers or os.cpu_count())) as pool:
+        for part in (new[i:i+2000] for i in range(0, len(new), 2000)):
+            for i,row in zip(part, pool.map(_look, [Path(paths[i]) for i in part])): rows[i] = row
+            _with_memory(_remember, [(keys[i],rows[i]) for i in part if keys[i] and 'unreadable' not in rows[i]['found']])
+    return rows
 
-# %% ../../nbs/engine/01_audit.ipynb #0ff28e12
+# %% ../../nbs/engine/01_audit.ipynb #621f2c8a
+_BITS = np.array([o.bit_count() for o in range(256)], np.uint8)
+
+def _close_pairs(hashes, most=7):
+    """Pairs of rows of an (n,16) byte array that differ in at most `most` of 128 bits
+
+    Such rows agree in at least one of eight 16-bit bands (the pigeonhole principle), so only rows that do are compared."""
+    pairs = set()
+    for band in hashes.view(np.uint16).T:
+        order = np.argsort(band, kind='stable')
+        band,at,step = band[order], np.arange(len(order)), 1
+        while len(at := at[at+step < len(order)]) and len(at := at[band[at] == band[at+step]]):
+            i,j = order[at],order[at+step]
+            near = _BITS[hashes[i]^hashes[j]].sum(1) <= most
+            pairs.update(zip(i[near].tolist(), j[near].tolist()))
+            step += 1
+    return pairs
+
+# %% ../../nbs/engine/01_audit.ipynb #a24efdd2
+def _copy_groups(looks):
+    "Groups of near copies among images with these hashes ('' belongs to none), as lists of indices"
+    by_hash = {}
+    for i,o in enumerate(looks):
+        if o: by_hash.setdefault(o, []).append(i)
+    groups = list(by_hash.values())
+    group = list(range(len(groups)))
+    def first(i):
+        while group[i] != i: i = group[i]
+        return i
+    hashes = np.frombuffer(bytes.fromhex(''.join(by_hash)), np.uint8).reshape(-1, 16)
+    for i,j in sorted(_close_pairs(hashes)): group[max(first(i), first(j))] = min(first(i), first(j))
+    merged = {}
+    for i,o in enumerate(groups): merged.setdefault(first(i), []).extend(o)
+    return [sorted(o) for o in merged.values() if len(o) > 1]
+
+def _near_copies(files):
+    "Groups of files that show almost the same image, as lists of indices into `files`"
+    return _copy_groups([o['look'] for o in _looks(files)])
+
+# %% ../../nbs/engine/01_audit.ipynb #147b0338
+def _usable(table): return table[[all(_RULES[o][0] != 'left out' for o in found) for found in table.found]]
+
+def _alike(table, column):
+    "Parts of `table` that share a value with another row"
+    return (o for _,o in table[table[column].duplicated(keep=False)].groupby(column, sort=False))
+
+def _find_copies(table):
+    "Note equal pixels (the later ones as duplicates, all of them where labels contradict each other) and near copies"
+    for same in _alike(_usable(table), 'pixels'):
+        if same.label.nunique() > 1:
+            for found in same.found: found['contradicting labels'] = 'same pixels: ' + ', '.join(same.file[:10])
+        else:
+            for found in same.found[1:]: found['duplicate'] = f'same pixels as {same.file.iloc[0]}'
+    good = _usable(table)
+    for group in _copy_groups(good['look']):
+        for i in group[1:]: good.found.iloc[i]['near copy'] = f'almost the same as {good.file.iloc[group[0]]}'
+
+def _find_few(table, min_per_class):
+    "Note classes with fewer than `min_per_class` usable images"
+    good = _usable(table)
+    count = Counter(good.label)
+    for found,label in zip(good.found, good.label):
+        if label and count[label] < min_per_class: found['few images'] = f'{count[label]} of {shown(label)}'
+
+# %% ../../nbs/engine/01_audit.ipynb #8c05875c
 class Audit:
     "What every file of a folder really is, and what becomes of it"
     def __init__(self,
@@ -141,8 +253,8 @@ class Audit:
     @property
     def offenders(self)->pd.DataFrame: # Rows of `table`, those left out first
         "The files that have a problem"
-        res,order = self.table[self.table.problems != ''], ['left out','converted on load','kept']
-        return res.sort_values('decision', key=lambda o: o.map(order.index), kind='stable')
+        res = self.table[self.table.problems != '']
+        return res.sort_values('decision', key=lambda o: o.map(_ORDER.index), kind='stable')
 
     @property
     def summary(self)->pd.DataFrame: # One row for each kind of problem found: decision, files, examples, reason
@@ -157,7 +269,7 @@ class Audit:
 
     def _repr_html_(self): return f'<p>{self!r}</p>{self.summary.to_html()}'
 
-# %% ../../nbs/engine/01_audit.ipynb #6afd5cd0
+# %% ../../nbs/engine/01_audit.ipynb #0862a6b1
 def audit(
     path, # A folder, or a list of files
     labels=None, # One label for each file (None or '': it has none), or a function from file to label; None: labels are not checked
@@ -167,28 +279,54 @@ def audit(
 )->Audit: # The table and the usable files
     "Open every file and say what it is and whether it can be trained on; remembers files by path, size and time"
     one = isinstance(path, (str,os.PathLike))
+    if one and all((_expanded(path)/o).is_dir() for o in ('images','annotations')): path = _expanded(path)/'images' # as Oxford's archive is laid out
     paths = _all_files(path) if one else L(map(Path, path))
     if not paths: raise ValueError('There are no files to audit.')
     if callable(labels): labels = paths.map(labels)
     table = pd.DataFrame(_looks(paths, n_workers))
-    root = _expanded(path) if one else os.path.commonpath([os.path.abspath(o.parent) for o in paths])
-    table.insert(0, 'file', [shown(Path(os.path.relpath(o, root)).as_posix()) for o in paths])
+    full = [os.path.abspath(o) for o in paths]
+    root = os.path.abspath(_expanded(path)) if one else os.path.commonpath([os.path.dirname(o) for o in full])
+    table.insert(0, 'file', [shown(o[len(root):].lstrip(os.sep).replace(os.sep, '/')) for o in full])
     table['label'] = [o or '' for o in labels] if labels is not None else ''
     _judge(table, labels is not None, min_side, min_per_class)
     return Audit(table.drop(columns=['found','pixels','look']), paths)
 
-# %% ../../nbs/engine/01_audit.ipynb #010c5757
+# %% ../../nbs/engine/01_audit.ipynb #ce511695
 def _judge(table, labelled, min_side, min_per_class):
     "Turn the problems found into the columns `problems`, `decision` and `detail`"
     for r in table.itertuples():
         if r.format and min(r.width, r.height) < min_side: r.found['tiny'] = f'{r.width} x {r.height} pixels'
-        if labelled and not r.label: r.found['no label'] = 'no label'
-    worst = lambda found: min((_RULES[o][0] for o in found), key=['left out','converted on load','kept'].index, default='kept')
+        if labelled and r.format and not r.label: r.found['no label'] = 'no label'
+    _find_copies(table)
+    _find_few(table, min_per_class)
+    worst = lambda found: min((_RULES[o][0] for o in found), key=_ORDER.index, default='kept')
     table['problems'] = [', '.join(o) for o in table.found]
     table['decision'] = table.found.map(worst)
     table['detail'] = ['; '.join(o.values()) for o in table.found]
 
-# %% ../../nbs/engine/01_audit.ipynb #ceb4c4ff
-def _near_copies(files):
-    "Groups (lists of indices into `files`) of images that are almost the same"
-    return []
+# %% ../../nbs/engine/01_audit.ipynb #f32c82cf
+@patch
+def plot(self:Audit,
+    max_n:int=24, # At most this many files, those left out first
+    cols:int=6, # Images in a row
+): # A matplotlib figure
+    "A grid of the files with a problem; red titles are left out"
+    import matplotlib.pyplot as plt
+    rows = self.offenders.head(max_n)
+    n_rows = max(1, -(-len(rows)//cols))
+    fig,axs = plt.subplots(n_rows, cols, figsize=(1.45*cols, 1.85*n_rows), squeeze=False)
+    for ax in axs.flat: ax.set_axis_off()
+    for ax,(i,row) in zip(axs.flat, rows.iterrows()): _show_file(ax, self.paths[i], row)
+    fig.suptitle(f'{len(rows)} of {len(self.offenders)} files with a problem (red: left out)')
+    plt.close(fig)
+    return fig
+
+def _show_file(ax, path, row, width=24):
+    "Draw one file, or say that it can't be drawn"
+    try: ax.imshow(ImageOps.pad(load_image(path, 160), (160,160), color='#ebebeb'), interpolation='bilinear')
+    except ImageError:
+        ax.imshow(np.full((160,160,3), 235, np.uint8))
+        ax.text(80, 80, "can't be\nshown", ha='center', va='center', fontsize=8, color='#666666')
+    name = row.file if len(row.file) <= width else '…'+row.file[1-width:]
+    ax.set_title('\n'.join([name, *row.problems.split(', ')[:2]]).replace('$', r'\$'), fontsize=7, fontweight='normal', loc='center',
+        color='#b03000' if row.decision=='left out' else '#333333')
