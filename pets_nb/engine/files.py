@@ -153,9 +153,10 @@ def _upright(im):
     im.info = {}
     return im
 
-# %% ../../nbs/engine/00_files.ipynb #8c0b6637
+# %% ../../nbs/engine/00_files.ipynb #1fdecce4
 def _eight_bits(a):
     "Pixels of any type as bytes: `k`-bit data (8 to 16) by its range of bits, fractions by 255, the rest from darkest to lightest"
+    if not a.size: raise ImageError('it has no pixels')
     if a.dtype == np.uint8: return a
     if a.dtype == bool: return a.astype(np.uint8)*255
     lo,hi = _range(a)
@@ -193,7 +194,7 @@ def _decode(im, short=0):
         if big and short and im.mode in ('L','LA','RGB','RGBA','CMYK','YCbCr'): im = im.reduce(max(1, min(im.size)//short))
         return _rgb(_upright(im))
 
-# %% ../../nbs/engine/00_files.ipynb #31b39b26
+# %% ../../nbs/engine/00_files.ipynb #ca190202
 def load_image(
     source, # A path, the bytes of a file, a PIL image, or an array (H,W), (H,W,1), (H,W,3) or (H,W,4)
     short:int=0, # Pixels that the shorter side must keep: larger JPEGs are decoded at a half, quarter or eighth; 0: full size
@@ -201,8 +202,8 @@ def load_image(
     "Any image as RGB and upright; raises `ImageError`"
     try:
         if isinstance(source, np.ndarray):
-            source = _eight_bits(source[...,0] if source.ndim==3 and source.shape[2]==1 else source)
-            return _rgb(Image.fromarray(source))
+            if source.ndim not in (2,3): raise ImageError(f'an array of shape {source.shape}')
+            return _rgb(Image.fromarray(_eight_bits(source[...,0] if source.shape[2:] == (1,) else source)))
         if isinstance(source, Image.Image): return _rgb(_upright(source))
         with (BytesIO(source) if isinstance(source, (bytes,bytearray,memoryview)) else _open_regular(source)) as f, _header(f) as im:
             return _decode(im, short)
