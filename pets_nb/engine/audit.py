@@ -115,7 +115,7 @@ def _look(path):
         found['not an image' if e.kind=='undecodable' and not row['format'] and not named else e.kind] = str(e)
     return row
 
-# %% ../../nbs/engine/01_audit.ipynb #acbbda38
+# %% ../../nbs/engine/01_audit.ipynb #a92b58c8
 def _with_memory(work, *args):
     "`work(db, *args)`; a damaged memory is begun anew, and one that can't be used is done without (None)"
     for _ in range(2):
@@ -124,7 +124,7 @@ def _with_memory(work, *args):
             with closing(sqlite3.connect(file, timeout=5)) as db, db:
                 db.execute('CREATE TABLE IF NOT EXISTS looks (path BLOB PRIMARY KEY, size INT, mtime INT, version TEXT, row TEXT)')
                 return work(db, *args)
-        except (sqlite3.OperationalError, OSError): return None
+        except (sqlite3.OperationalError, OSError, RuntimeError): return None # no place to keep it
         except sqlite3.DatabaseError as e:
             print(f'The memory of earlier audits is damaged and begun anew: {shown(file)} ({e})')
             with suppress(OSError): os.remove(file)
@@ -269,7 +269,7 @@ class Audit:
 
     def _repr_html_(self): return f'<p>{self!r}</p>{self.summary.to_html()}'
 
-# %% ../../nbs/engine/01_audit.ipynb #0862a6b1
+# %% ../../nbs/engine/01_audit.ipynb #304d323c
 def audit(
     path, # A folder, or a list of files
     labels=None, # One label for each file (None or '': it has none), or a function from file to label; None: labels are not checked
@@ -283,6 +283,7 @@ def audit(
     paths = _all_files(path) if one else L(map(Path, path))
     if not paths: raise ValueError('There are no files to audit.')
     if callable(labels): labels = paths.map(labels)
+    if labels is not None and len(labels) != len(paths): raise ValueError(f'{len(labels)} labels for {len(paths)} files')
     table = pd.DataFrame(_looks(paths, n_workers))
     full = [os.path.abspath(o) for o in paths]
     root = os.path.abspath(_expanded(path)) if one else os.path.commonpath([os.path.dirname(o) for o in full])
