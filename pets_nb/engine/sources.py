@@ -75,7 +75,7 @@ def _refuse(files, labels, why):
     bad = [f.name for f,o in zip(files, labels) if not o or not o.isprintable()]
     if bad: raise ValueError(f'{len(bad)} of {len(files)} images {why}: {_some(bad)}.')
 
-# %% ../../nbs/engine/04_sources.ipynb #cc4971e1
+# %% ../../nbs/engine/04_sources.ipynb #cf3db7ad
 _by_name = rf"(?i)^(.+)_\d+(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})\Z"
 
 def _from_names(files, pattern=None):
@@ -87,7 +87,7 @@ def _from_names(files, pattern=None):
     names = [_parts_of(f, f.parent)[-1] for f in files]
     labels = [_clean(m[1] or '') if (m := compiled.search(o)) else '' for o in names]
     if not any(labels): raise ValueError(f'None of {len(names)} names fits {form}; '
-        f'tried on {_some(names[:3])}. Give another pattern, class folders or a CSV file.')
+        f'tried on {_some(names[:3])}. Give another pattern, folders or a CSV file.')
     _refuse(files, labels, f"don't match {form} and have no label")
     return labels
 
@@ -188,7 +188,7 @@ def _stratified(labels, pct, seed):
         held[rng.permutation(np.flatnonzero(labels == c))[:n]] = True
     return held
 
-# %% ../../nbs/engine/04_sources.ipynb #c950c05f
+# %% ../../nbs/engine/04_sources.ipynb #ca05cc9e
 def _together(held, labels, groups):
     "Put each group of near copies on the side that holds more of it"
     for group in groups:
@@ -197,7 +197,7 @@ def _together(held, labels, groups):
             moved = held.copy()
             moved[group] = side
             touched = [labels == o for o in set(labels[group])]
-            if all(len(set(moved[o])) == len(set(held[o])) for o in touched):
+            if all(set(moved[o]) == set(held[o]) for o in touched):
                 held = moved
                 break
     return held
@@ -311,7 +311,7 @@ def species(
     "The species of a breed of the Oxford set."
     return _species.get(_plain(label), '')
 
-# %% ../../nbs/engine/04_sources.ipynb #c88a5a18
+# %% ../../nbs/engine/04_sources.ipynb #cb11aed3
 def _check_labels(labels, layout, training):
     counts = Counter(labels)
     dated = [o for o in counts if o[-1].isdigit()] if layout == 'names' else []
@@ -321,7 +321,7 @@ def _check_labels(labels, layout, training):
     if training and len(counts) < 2: raise ValueError(f'All {len(labels)} images show '
         f'one class, {_some(counts)}; a classifier needs at least two.{hint}')
     if training and single: raise ValueError(f'{len(single)} of {len(counts)} classes '
-        f'have one image, but need one to train and one to validate on: {_some(single)}. '
+        f'have one image; they need one to train and one to validate: {_some(single)}. '
         f'Add images, or take these away.{hint}')
     if hint: warnings.warn(hint.strip(), stacklevel=3)
     twins = defaultdict(list)
