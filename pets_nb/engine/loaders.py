@@ -8,16 +8,16 @@ Docs: https://pets-nb.github.io/pets_nb/engine/loaders.html.md"""
 __all__ = ['FastDL', 'Speed', 'PixelCache', 'pets_dls']
 
 # %% ../../nbs/engine/06_loaders.ipynb #b23aefd2
-from .files import config_folder, load_image, write_json
-from .pipeline import OneWarp, _decode, _each, _item_size, _presize
+from .files import config_folder, load_image, shown, write_json, _locked
+from .pipeline import OneWarp, augmentation_matrix, sample_augmentations, _each, _item_size, _jpeg, _lighting_tables, _square
 from .sources import ImageSet, find_images
-import hashlib, itertools, json, math, multiprocessing, os, shutil, time, zlib
+import hashlib, itertools, json, math, multiprocessing, os, re, shutil, sys, time, zlib
 from dataclasses import dataclass
 from pathlib import Path
-import filelock, numpy as np, torch
+import numpy as np, torch, torch.nn.functional as F, torchvision.io
 from PIL import Image
 from torch.utils.data import DataLoader as TorchLoader
-from fastcore.basics import patch
+from fastcore.basics import chunked, patch
 from fastai.data.all import CategoryBlock, DataBlock, DataLoaders, IntToFloatTensor, TfmdDL, TransformBlock
 from fastai.torch_core import TensorCategory, default_device, to_device
 from fastai.vision.augment import Resize, aug_transforms
@@ -92,10 +92,182 @@ class Speed:
 
 # %% ../../nbs/engine/06_loaders.ipynb #17bfa4aa
 class PixelCache:
-    "Presized images"
-    def __init__(self, *args, **kwargs): raise NotImplementedError('The cache is being written')
+    "Presized images, decoded once: in memory, or in a file that several processes map"
+    def __init__(self,
+        files, # Images
+        size:int=224, # Side of the images in a batch, pixels
+        where='memory', # 'memory', True for `pets_nb-cache` in fastai's data folder, or a folder
+        limit:int=10*2**30, # Most bytes that all caches in the folder may take; the one unused for longest goes first
+    ):
+        self.file,self.at,self.seen = None,{},set()
+        files,warp = [Path(o).absolute() for o in files],OneWarp(size)
+        if where == 'memory': self.at = dict(zip(map(str, files), _each(lambda i,o: warp.presized(o), files)))
+        else: self._open_or_build(files, warp, _cache_folder(where), limit)
+
+    def get(self,
+        source, # A file
+    )->np.ndarray: # uint8, shape (h, w, 3); None where it isn't in the cache, or is damaged there
+        "The presized image"
+        found = self.at.get(str(Path(source).absolute())) if isinstance(source, (str, Path)) else None
+        if found is None or isinstance(found, np.ndarray): return found
+        offset,h,w,crc = found
+        data = self.pixels[offset:offset + 3*h*w]
+        if offset not in self.seen:
+            if _crc(data, h, w) != crc:
+                print(f'{shown(source)} is damaged in the cache {shown(self.file)} and is read from its file', file=sys.stderr)
+                del self.at[str(Path(source).absolute())]
+                return
+            self.seen.add(offset)
+        return data.reshape(h, w, 3)
+
+    def __len__(self): return len(self.at)
+    def __repr__(self): return f"PixelCache({len(self):,} images{f', {self.pixels.size/2**20:,.0f} MiB in {self.file.name}' if self.file else ' in memory'})"
+    def __getstate__(self): return dict(file=self.file)
+    def __setstate__(self, state):
+        self.file,self.at,self.seen = state['file'],{},set()
+        if self.file and self.file.exists(): self._load()
+
+def _crc(data, h, w): return zlib.crc32(data, (h << 16) + w & 0xffffffff)
+def _cache_folder(where):
+    folder = config_folder('data')/'pets_nb-cache' if where is True else Path(where)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 # %% ../../nbs/engine/06_loaders.ipynb #ae6f3d51
+@patch
+def _load(self:PixelCache):
+    "Open the file; the signatures of what was read"
+    words = json.loads(self.file.with_suffix('.json').read_text())
+    self.at,self.pixels = words['at'],np.asarray(np.load(self.file, mmap_mode='r'))
+    if self.pixels.shape != (words['bytes'],): raise ValueError('its length is not what it should be')
+    return words['signatures']
+
+@patch
+def _open_or_build(self:PixelCache, files, warp, folder, limit):
+    "Use what is in the folder, or build it; under a lock, so that only one process builds"
+    signatures = [[(s := o.stat()).st_size, s.st_mtime_ns] for o in files]
+    key = hashlib.sha256(json.dumps([1, warp.short, *map(str, files)]).encode('utf8', 'surrogateescape')).hexdigest()[:16]
+    self.file = folder/f'{key}.npy'
+    with _locked(folder/'.lock', f'presized images in {shown(folder)}'):
+        _tidy(folder)
+        if not self._usable(files, signatures):
+            began = time.perf_counter()
+            self._build(files, signatures, warp, limit)
+            self._load()
+            print(f'Cache: {len(self):,} images presized in {time.perf_counter() - began:.0f} s, {self.pixels.size/2**20:,.0f} MiB')
+        os.utime(self.file)
+
+@patch
+def _usable(self:PixelCache, files, signatures):
+    if not self.file.exists(): return False
+    try: old = self._load()
+    except (OSError, ValueError, KeyError, TypeError) as e: print(f'Cache: {self.file.name} is damaged ({e}); building it again'); return False
+    changed = [shown(f.name) for f,a,b in zip(files, old, signatures) if a != b]
+    if changed: print(f"Cache: {len(changed):,} images changed ({', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}); building it again")
+    return not changed
+
+# %% ../../nbs/engine/06_loaders.ipynb #4b0aa07f
+def _caches(folder): return [o for o in folder.glob('*.npy') if re.fullmatch('[0-9a-f]{16}', o.stem)]
+
+def _drop(file):
+    for o in (file.with_suffix('.json'), file): o.unlink(missing_ok=True)
+
+def _tidy(folder):
+    "Remove what killed processes left"
+    for o in folder.glob('*.npy.part'): o.unlink(missing_ok=True)
+    for o in _caches(folder):
+        if not o.with_suffix('.json').exists(): _drop(o)
+
+def _make_room(file, written, needed, limit):
+    "Remove the caches unused for longest until `needed` bytes fit, or say what to do"
+    others = sorted((o for o in _caches(file.parent) if o != file), key=lambda o: o.stat().st_mtime)
+    advice = 'use a smaller size, another folder, or no cache'
+    if needed > limit: raise OSError(f'The presized images need about {needed/2**20:,.0f} MiB and the limit is {limit/2**20:,.0f} MiB: {advice}')
+    def short(): return shutil.disk_usage(file.parent).free < needed - written + 2**28
+    while others and (sum(o.stat().st_size for o in others) + needed > limit or short()):
+        print(f'Cache: removed {others[0].name}, unused for longest')
+        _drop(others.pop(0))
+    if short(): raise OSError(f'The presized images need about {needed/2**20:,.0f} MiB, more than the disk of {shown(file.parent)} has left: {advice}')
+
+@patch
+def _build(self:PixelCache, files, signatures, warp, limit):
+    "Decode everything into a `.npy` file of bytes; the index, written last, makes it valid"
+    part,at,offset = Path(f'{self.file}.part'),{},0
+    _drop(self.file)
+    def header(f, n): np.lib.format.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=(n,)))
+    try:
+        with part.open('wb') as f:
+            header(f, 0); start = f.tell()
+            for some in chunked(files, 64):
+                for file,pixels in zip(some, _each(lambda i,o: warp.presized(o), some)):
+                    h,w = pixels.shape[:2]
+                    pixels = np.ascontiguousarray(pixels).reshape(-1)
+                    f.write(pixels.data); at[str(file)] = [offset, h, w, _crc(pixels, h, w)]; offset += pixels.size
+                _make_room(self.file, offset, offset*len(files)//len(at), limit)
+            f.seek(0); header(f, offset); assert f.tell() == start
+            f.flush(); os.fsync(f.fileno())
+        os.replace(part, self.file)
+    finally: part.unlink(missing_ok=True)
+    write_json(self.file.with_suffix('.json'), dict(at=at, bytes=offset, signatures=signatures))
+
+# %% ../../nbs/engine/06_loaders.ipynb #61ba3926
+class _DeviceWarp(OneWarp):
+    "`OneWarp` whose workers only read files: images are decoded and warped on the device"
+    def fetch(self, sources, random=True, seed=None):
+        "All bytes in one tensor, the shape of each part, and the parameters"
+        def part(source):
+            found = _jpeg(source) if isinstance(source, (str, Path)) else None
+            return np.frombuffer(found[0], np.uint8) if found and min(found[1]) < 2*self.short else self.presized(source)
+        parts,generator = [*map(part, sources)],None if seed is None else torch.Generator().manual_seed(seed)
+        params = sample_augmentations(len(parts), generator, self.size, self.item_size) if random and self.augment else None
+        return torch.from_numpy(np.concatenate([o.reshape(-1) for o in parts])),[o.shape for o in parts],params
+
+    def arrive(self, batch, device):
+        "uint8 tensor of shape (N, 3, size, size), channels last in memory"
+        flat,shapes,params = batch
+        parts = [o.reshape(shape) for o,shape in zip(flat.split([math.prod(o) for o in shapes]), shapes)]
+        decoded = iter(_decode_on([o for o in parts if o.ndim == 1], device))
+        images = [next(decoded) if o.ndim == 1 else o.to(device).permute(2, 0, 1) for o in parts]
+        x = torch.cat([self._middle(o) for o in images] if params is None else list(self._warped(images, params, device)))
+        return x.round().clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+
+    def _middle(self, x): return F.interpolate(_float_square(x), size=(self.size, self.size), mode='bilinear', antialias=True)
+
+    def _warped(self, images, params, device):
+        matrices = augmentation_matrix(params, self.size, self.item_size).float().to(device)
+        tables = torch.from_numpy(_lighting_tables(params['brightness'], params['contrast'])).to(device)
+        for x,m,table,px,py in zip(images, matrices, tables, params['resize_x'].tolist(), params['resize_y'].tolist()):
+            x = _float_square(x, px, py)
+            if x.shape[-1] > 1.5*self.short: x = F.interpolate(x, size=(self.short, self.short), mode='bilinear', antialias=True)
+            k = 1 if x.shape[-1] < 2*self.size else 2
+            x = F.avg_pool2d(F.grid_sample(x, _grid(m, k*self.size), padding_mode='reflection', align_corners=False), k)
+            yield table[x.round().clamp(0, 255).long()].float()
+
+def _float_square(x, px=0.5, py=0.5): return _square(x.permute(1, 2, 0), px, py).permute(2, 0, 1)[None].float()
+
+def _grid(matrix, size):
+    "Where each output pixel is read, shape (1, size, size, 2)"
+    at = (2*torch.arange(size, device=matrix.device) + 1)/size - 1
+    places = torch.stack([*torch.meshgrid(at, at, indexing='xy'), torch.ones(size, size, device=matrix.device)], -1) @ matrix.T
+    return (places[..., :2]/places[..., 2:])[None]
+
+def _decode_on(files, device):
+    return torchvision.io.decode_jpeg(files, mode=torchvision.io.ImageReadMode.RGB, device=device) if files else []
+
+def _warp_type(speed, device):
+    "The class that reads images; where the device can't decode, the workers do"
+    if not speed.on_device: return OneWarp
+    if speed.cache is not None or not speed.fast: raise ValueError('on_device=True decodes the files on the GPU: it needs fast=True and cache=None')
+    try:
+        if device.type == 'cuda' and not torch.cuda.is_available(): raise RuntimeError('there is no CUDA device')
+        found = _decode_on([torchvision.io.encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8))], device)[0].device.type
+        if found != device.type: raise RuntimeError(f'torchvision decodes on {found}')
+    except Exception as e:
+        print(f'Images are decoded by the workers: {device} cannot ({str(e).splitlines()[0]})')
+        return OneWarp
+    return _DeviceWarp
+
+# %% ../../nbs/engine/06_loaders.ipynb #fe559c54
 def _cores():
     if multiprocessing.current_process().daemon: return 0
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -123,7 +295,39 @@ def _size_for(images):
     some = images.files[::max(1, len(images.files)//64)]
     return 192 if np.median([_short_side(o) for o in some]) < 192 else 224
 
-# %% ../../nbs/engine/06_loaders.ipynb #4b0aa07f
+# %% ../../nbs/engine/06_loaders.ipynb #950534fb
+def _check(size, bs, speed):
+    "Refuse numbers that make no sense"
+    for name,value,least,most in (('size', size, 1, 4096), ('bs', bs, 1, 2**16), ('speed.workers', speed.workers, 0, 256)):
+        if value is not None and not (isinstance(value, (int, np.integer)) and least <= value <= most):
+            raise ValueError(f'{name} is {value!r}; expected a whole number from {least:,} to {most:,}')
+    if speed.cache is not None and not speed.fast: raise ValueError('cache needs fast=True: the step by step pipeline decodes every image anew')
+
+def _resize(size):
+    tfm = Resize(size)
+    vars(tfm).pop('before_call', None) # a bound method that fastai 2.8.9 keeps there, and whose `repr` never ends
+    return tfm
+
+def _block(images, train, valid, size, augment, speed, device):
+    "The chapter's `DataBlock`"
+    warp,item_size = _warp_type(speed, device),_item_size(size)
+    if speed.fast:
+        cache = PixelCache(images.files, size, speed.cache) if speed.cache is not None and speed.cache is not False else None
+        item_tfms,batch_tfms = warp(size, item_size, augment, cache),None
+    elif augment: item_tfms,batch_tfms = _resize(item_size),aug_transforms(size=size, min_scale=0.75)
+    else: item_tfms,batch_tfms = _resize(size),None
+    return DataBlock(blocks=(TransformBlock(type_tfms=_open, batch_tfms=IntToFloatTensor), CategoryBlock(vocab=list(images.classes))),
+                     get_y=_Labels(images.files, images.labels), splitter=_Split(train, valid), item_tfms=item_tfms, batch_tfms=batch_tfms,
+                     dl_type=FastDL if speed.fast else None)
+
+def _say(images, train, valid, test, split, seed, bs, size, workers, device):
+    "What was chosen, in one line"
+    sets = f'{len(train):,} training, {len(valid):,} validation' + f', {len(test):,} test'*bool(test)
+    how = f'{split} split' + f' (seed {seed})'*(split in ('random', 'chapter'))
+    readers = f'{workers} workers' if workers else f'{torch.get_num_threads()} threads'
+    return f'{sets} images of {len(images.classes)} classes, {how}; batches of {bs} at {size} px; {readers}, {device}'
+
+# %% ../../nbs/engine/06_loaders.ipynb #31a09829
 def pets_dls(
     data=None, # A source as for `get_pets`, or an `ImageSet`; None is what `get_pets` chooses
     size:int=None, # Side of the square images in a batch, pixels; None is 80 for drawn pets, 192 for photographs smaller than that, else 224
@@ -138,23 +342,17 @@ def pets_dls(
 )->DataLoaders: # Batches of floats from 0 to 1, not normalised, and of labels; `.images` is the `ImageSet`
     "Training and validation loaders, and a third one where the split has a test set"
     speed,device = speed or Speed(),default_device() if device is None else torch.device(device)
+    _check(size, bs, speed)
     images = data if isinstance(data, ImageSet) else find_images(data, verbose=verbose)
-    size,(train,valid) = size or _size_for(images),images.split(split, valid_pct=valid_pct, seed=seed)
-    if bs is None: bs = min(64, max(2, math.ceil(len(train)/5)))
-    bs,item_size = min(bs, len(train)),_item_size(size)
+    train,valid = images.split(split, valid_pct=valid_pct, seed=seed)
+    size = size or _size_for(images)
+    bs = min(bs or max(2, math.ceil(len(train)/5)), len(train), bs or 64)
     workers = speed.workers if speed.workers is not None else 0 if speed.fast and device.type == 'cpu' else min(_cores(), 8)
-    if speed.fast: item_tfms,batch_tfms = OneWarp(size, item_size, augment),None
-    else: item_tfms,batch_tfms = (Resize(item_size), aug_transforms(size=size, min_scale=0.75)) if augment else (Resize(size), None)
-    block = DataBlock(blocks=(TransformBlock(type_tfms=_open, batch_tfms=IntToFloatTensor), CategoryBlock(vocab=list(images.classes))),
-                      get_y=_Labels(images.files, images.labels), splitter=_Split(train, valid), item_tfms=item_tfms, batch_tfms=batch_tfms,
-                      dl_type=FastDL if speed.fast else None)
-    dls = block.dataloaders(images.files, bs=bs, num_workers=workers, device=device, **(dict(drop_last=False) if speed.fast else {}))
+    block = _block(images, train, valid, size, augment, speed, device)
+    dls = block.dataloaders(images.files, bs=bs, num_workers=workers, device=device, drop_last=not speed.fast)
     dls.images = images
-    if split == 'given' and images.parts is not None:
-        test = [f for f,part in zip(images.files, images.parts) if part == 'test']
-        if test: dls.loaders.append(dls.test_dl(test, with_labels=True))
-    if verbose:
-        print(f"{len(train):,} training and {len(valid):,} validation images of {len(images.classes)} classes ({split} split"
-              f"{f', seed {seed}' if split in ('random', 'chapter') else ''}); batches of {bs} at {size} px; "
-              f"{f'{workers} workers' if workers else f'{torch.get_num_threads()} threads'}; {device}")
+    held = {*train, *valid}
+    test = [images.files[i] for i,part in enumerate(images.parts or ()) if part == 'test' and i not in held]
+    if test: dls.loaders.append(dls.test_dl(test, with_labels=True))
+    if verbose: print(_say(images, train, valid, test, split, seed, bs, size, workers, device))
     return dls

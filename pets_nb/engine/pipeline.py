@@ -134,10 +134,10 @@ _FLAGS = {scale: flag & ~cv2.IMREAD_COLOR | cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IG
           {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}.items()}
 
 def _presize(pixels, short):
-    "Reduce by averaging where the shorter side is well over `short`"
+    "Reduce by averaging where the shorter side is over one and a half times `short`"
     h,w = pixels.shape[:2]
     scale = short/min(h, w)
-    if scale >= 0.8: return pixels
+    if scale >= 2/3: return pixels
     return cv2.resize(pixels, (max(round(w*scale), 1), max(round(h*scale), 1)), interpolation=cv2.INTER_AREA)
 
 # %% ../../nbs/engine/05_pipeline.ipynb #a70ae352
@@ -172,11 +172,12 @@ class OneWarp(RandTransform):
     ):
         super().__init__(**kwargs)
         self.size,self.item_size,self.augment,self.cache = size,item_size or _item_size(size),augment,cache
+        self.short = round(2.25*size)
 
     def presized(self, source):
         "The whole image, reduced to what the warp needs"
         found = self.cache.get(source) if self.cache is not None else None
-        return _presize(_decode(source, self.item_size), self.item_size) if found is None else found
+        return _presize(_decode(source, self.short), self.short) if found is None else found
 
     def middle(self, source):
         "The middle square at its final size, for validation"
@@ -188,7 +189,11 @@ class OneWarp(RandTransform):
         matrices = augmentation_matrix(params, self.size, self.item_size).numpy()
         tables = _lighting_tables(params['brightness'], params['contrast'])
         xs,ys = (params[o].tolist() for o in ('resize_x', 'resize_y'))
-        def one(i, source): cv2.LUT(warp_image(_square(self.presized(source), xs[i], ys[i]), matrices[i], self.size), tables[i], dst=out[i])
+        def one(i, source):
+            x = _square(self.presized(source), xs[i], ys[i])
+            if len(x) < 2*self.size: x = warp_image(x, matrices[i], self.size)
+            else: x = cv2.resize(warp_image(x, matrices[i], 2*self.size), (self.size, self.size), interpolation=cv2.INTER_AREA)
+            cv2.LUT(x, tables[i], dst=out[i])
         _each(one, sources)
 
     def batch(self, sources, random=True, seed=None):
