@@ -7,18 +7,18 @@ Docs: https://pets-nb.github.io/pets_nb/engine/bundle.html.md"""
 # %% auto #0
 __all__ = ['BUNDLE_SCHEMA', 'save_bundle', 'Predictor']
 
-# %% ../../nbs/engine/11_bundle.ipynb #91e7e047
-import hashlib, html, io, json, math, os, platform, re, shutil, sys, tempfile, time
+# %% ../../nbs/engine/11_bundle.ipynb #e74cded8
+import hashlib, html, json, math, os, platform, re, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from importlib.metadata import version
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 import numpy as np, pets_nb, torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save as tensors_to_bytes
-from .files import ImageError, atomic_path, config_folder, list_images, shown, write_json
+from .files import ImageError, atomic_path, config_folder, list_images, load_image, shown, write_json
 
 # %% ../../nbs/engine/11_bundle.ipynb #7f0c1dc9
 def _number(low, high): return dict(type='number', minimum=low, maximum=high)
@@ -310,15 +310,13 @@ _min_side = 8 # pixels; nothing can be recognised in a smaller image
 
 def _square_pixels(source, about):
     "An image of any kind as uint8 (size, size, 3); `ImageError` says why not"
-    from pets_nb.engine.pipeline import _decode, _presize, _square
-    import cv2
-    size,item_size = about['size'],about['item_size']
-    x = _decode(source, item_size)
-    if min(x.shape[:2]) < _min_side: raise ImageError(f'{x.shape[1]} x {x.shape[0]} pixels: too small')
-    if about['resampling'] == 'fastai': return _fastai_pixels(x, size, item_size)
-    x = _square(_presize(x, item_size))
-    how = cv2.INTER_AREA if len(x) > size else cv2.INTER_LINEAR
-    return cv2.resize(x, (size, size), interpolation=how)
+    from pets_nb.engine.pipeline import OneWarp
+    warp = OneWarp(about['size'], about['item_size'])
+    fast = about['resampling'] == 'one warp'
+    x = warp.presized(source) if fast else np.asarray(load_image(source))
+    h,w = x.shape[:2]
+    if min(h, w) < _min_side: raise ImageError(f'{w} x {h} pixels: too small to show anything')
+    return warp.middle(x) if fast else _fastai_pixels(x, about['size'], about['item_size'])
 
 def _fastai_pixels(x, size, item_size):
     "As `Resize(item_size)` and the crop of `aug_transforms` on a validation image"
