@@ -27,7 +27,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 import fastai.callback.schedule
 
-# %% ../../nbs/engine/08_learner.ipynb #a388cc61
+# %% ../../nbs/engine/08_learner.ipynb #3f4b2fa9
 def _only_looks(learn): return hasattr(learn, 'lr_finder') or hasattr(learn, 'gather_preds') # fastai's marks of a fit that trains nothing
 
 def _raw(dl, x):
@@ -38,7 +38,7 @@ def _raw(dl, x):
 
 class _Start(Callback):
     "Seed every fit anew, so that nothing done in between changes a run, and hand the model unnormalised images"
-    order = -20
+    order,name = -20,'seeding'
     def __init__(self, seed): self.seed,self.n_fits = seed,0
 
     def before_fit(self):
@@ -67,13 +67,13 @@ class History(Callback):
     @property
     def table(self): return pd.DataFrame(self.rows).rename_axis('epoch')
 
-# %% ../../nbs/engine/08_learner.ipynb #5c7d481e
+# %% ../../nbs/engine/08_learner.ipynb #130493e5
 class _NonFinite(Callback):
     "Stop at the first loss that is NaN or infinite, with the weights of the last good epoch"
-    order = 54 # before History (55) and checkpoints (70)
-    def before_fit(self): self.keep('the start')
-    def keep(self, when): self.good,self.when = {k: v.detach().clone() for k,v in self.model.state_dict().items()},when
-    def after_fit(self): self.good = None
+    order,name = 54,'non_finite' # before History (55) and checkpoints (70)
+    def before_fit(self): self.keep_good('the start')
+    def keep_good(self, when): self._good,self._when = {k: v.detach().clone() for k,v in self.model.state_dict().items()},when
+    def after_fit(self): self._good = None
 
     def after_loss(self):
         if self.training and not _only_looks(self.learn) and not self.loss.detach().mean().isfinite(): self.stop(f'the loss became {self.loss.mean().item()}')
@@ -81,14 +81,14 @@ class _NonFinite(Callback):
     def after_epoch(self):
         if _only_looks(self.learn): return
         if not all(o.isfinite().all() for o in self.model.state_dict().values()): self.stop('weights became NaN or infinite')
-        self.keep(f'epoch {self.epoch+1}')
+        self.keep_good(f'epoch {self.epoch+1}')
 
     def stop(self, what):
         lr = self.opt.hypers[-1]['lr']
-        self.model.load_state_dict(self.good)
+        self.model.load_state_dict(self._good)
         self.opt.clear_state()
         raise FloatingPointError(f"{what} in epoch {self.epoch+1}, step {self.iter+1} (learning rate {lr:.2g}): training stopped, "
-                                 f"and the weights of {self.when} are back. Use a smaller learning rate")
+                                 f"and the weights of {self._when} are back. Use a smaller learning rate")
 
 # %% ../../nbs/engine/08_learner.ipynb #c4f6610b
 def bf16_is_fast(
