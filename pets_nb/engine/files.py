@@ -7,37 +7,43 @@ Docs: https://pets-nb.github.io/pets_nb/engine/files.html.md"""
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'shown', 'list_images', 'ImageError', 'load_image', 'atomic_path', 'write_json', 'config_folder']
 
-# %% ../../nbs/engine/00_files.ipynb #01892433
-import errno,glob,json,math,os,platform,re,secrets,shutil,stat,sys,tempfile,threading,time,warnings,zlib
+# %% ../../nbs/engine/00_files.ipynb #ccf0e065
+import errno,glob,json,math,os,platform,re,secrets,shutil,stat,sys,tempfile,threading
+import time,warnings,zlib
 from configparser import ConfigParser, Error as ConfigError
 from contextlib import contextmanager, nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from fastcore.foundation import L
 from filelock import FileLock, Timeout
+from fastcore.foundation import L
 from PIL import Image, UnidentifiedImageError
 
-# %% ../../nbs/engine/00_files.ipynb #8d132002
-IMAGE_SUFFIXES = ('.jpg','.jpeg','.jfif','.png','.webp','.gif','.bmp','.tif','.tiff','.avif')
+# %% ../../nbs/engine/00_files.ipynb #fb1280c1
+IMAGE_SUFFIXES = ('.jpg','.jpeg','.jfif','.png','.webp','.gif','.bmp','.tif','.tiff',
+    '.avif')
 
-# %% ../../nbs/engine/00_files.ipynb #ccd70f0f
-_UNPRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
+# %% ../../nbs/engine/00_files.ipynb #d77e7164
+_UNPRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069'
+    '\ud800-\udfff]')
 
 def shown(
     name, # A file name, path or text
-)->str: # The same text; control characters and undecodable bytes as `\x1b`, bidirectional overrides as `\u202e`
+)->str: # Control characters and undecodable bytes as `\x1b`, marks as `\u202e`
     "A name as it can be printed"
     def escape(m):
         n = ord(m[0])
-        return f'\\x{n & 0xff:02x}' if n < 0x100 or n > 0xd7ff else f'\\u{n:04x}'
-    return _UNPRINTABLE.sub(escape, os.fsdecode(name) if isinstance(name, (bytes,os.PathLike)) else str(name))
+        return f'\\x{n & 255:02x}' if n < 256 or n > 0xd7ff else f'\\u{n:04x}'
+    if isinstance(name, (bytes,os.PathLike)): name = os.fsdecode(name)
+    return _UNPRINTABLE.sub(escape, str(name))
 
-# %% ../../nbs/engine/00_files.ipynb #62ef7c33
+# %% ../../nbs/engine/00_files.ipynb #f1cbd2b2
 def _walk(folder, recurse, above=()):
-    "Visible regular files below `folder`, sorted; a link back to a folder above is not followed"
-    try: entries,here = sorted(os.scandir(folder), key=lambda o: o.name), os.stat(folder)
+    "Visible regular files below `folder`, sorted"
+    try:
+        entries = sorted(os.scandir(folder), key=lambda o: o.name)
+        here = os.stat(folder)
     except OSError as e:
         if not above: raise
         return warnings.warn(f'{shown(folder)}: {e.strerror}. Its files are left out.')
@@ -46,226 +52,248 @@ def _walk(folder, recurse, above=()):
         if o.name[0] == '.': continue
         with suppress(OSError): # a link that leads nowhere
             if o.is_file(): yield o.path
-            elif recurse and o.is_dir() and ((s := os.stat(o.path)).st_dev,s.st_ino) not in above:
-                yield from _walk(o.path, recurse, above)
+            elif recurse and o.is_dir():
+                to = os.stat(o.path)
+                if (to.st_dev,to.st_ino) not in above:
+                    yield from _walk(o.path, True, above)
 
-# %% ../../nbs/engine/00_files.ipynb #d3c749a7
-def _all_files(folder, recurse=True):
-    "Visible regular files below `folder`, images or not"
-    folder = _expanded(folder)
-    if not folder.exists(): raise FileNotFoundError(f'There is no folder {shown(folder)}')
-    if not folder.is_dir(): raise NotADirectoryError(f'{shown(folder)} is a file, expected a folder')
-    return L(map(Path, _walk(folder, recurse)))
-
+# %% ../../nbs/engine/00_files.ipynb #b85eaded
 def _expanded(path):
-    "`path` with `~` expanded where that is possible"
+    "`path` with `~` expanded, if there is such a home folder"
     try: return Path(path).expanduser()
     except RuntimeError: return Path(path)
 
-# %% ../../nbs/engine/00_files.ipynb #2d1413b8
+def _all_files(folder, recurse=True):
+    "Visible regular files below `folder`, images or not"
+    folder = _expanded(folder)
+    if not folder.exists():
+        raise FileNotFoundError(f'There is no folder {shown(folder)}')
+    if not folder.is_dir():
+        raise NotADirectoryError(f'{shown(folder)} is a file, expected a folder')
+    return L(map(Path, _walk(folder, recurse)))
+
+# %% ../../nbs/engine/00_files.ipynb #cb3bc73f
+def _named_image(path): return path.suffix.lower() in IMAGE_SUFFIXES
+
 def list_images(
-    folder, # `~` is expanded; links to folders are followed
+    folder, # `~` is expanded, links are followed
     recurse:bool=True, # Also list subfolders? Hidden ones are never entered
 )->L: # `Path`s, sorted
     "The image files of a folder: regular, visible, and with one of `IMAGE_SUFFIXES`"
-    return _all_files(folder, recurse).filter(lambda o: o.suffix.lower() in IMAGE_SUFFIXES)
+    return _all_files(folder, recurse).filter(_named_image)
 
-# %% ../../nbs/engine/00_files.ipynb #0059dcff
+# %% ../../nbs/engine/00_files.ipynb #19f2a3a1
 class ImageError(ValueError):
-    "An image that can't be used; the message is one line and doesn't name the file"
+    "An image that can't be used"
     def __init__(self,
-        reason:str, # One line
+        reason:str, # One line that doesn't name the file
         kind:str='undecodable', # 'unreadable', 'undecodable', 'truncated' or 'huge'
     ):
         super().__init__(' '.join(shown(reason).split()))
         self.kind = kind
 
-# %% ../../nbs/engine/00_files.ipynb #60cfee85
+# %% ../../nbs/engine/00_files.ipynb #8fbeb3cc
+def _fault(e):
+    "The `ImageError` for an exception of the decoder"
+    said = f'{type(e).__name__}: {e}'
+    cut = re.search('truncat|unexpected end|not enough|broken data|EOF', said, re.I)
+    return ImageError(said, 'truncated' if cut else 'undecodable')
+
+# %% ../../nbs/engine/00_files.ipynb #7833dbc0
+def _open_regular(path):
+    "Open a regular file for reading; raises `ImageError` for anything else"
+    try:
+        if os.path.isdir(path): raise ImageError('a folder', 'unreadable')
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError('not a regular file (pipe, socket, device)', 'unreadable')
+        flags = getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)
+        return open(os.open(path, os.O_RDONLY | flags), 'rb')
+    except ImageError: raise
+    except (OSError, ValueError) as e: # ValueError: a NUL in the name
+        raise ImageError(getattr(e, 'strerror', None) or str(e), 'unreadable') from None
+
+# %% ../../nbs/engine/00_files.ipynb #4ec531ea
 _FORMATS = ('JPEG','MPO','PNG','GIF','WEBP','BMP','TIFF','AVIF','HEIF')
-_MAX_PIXELS,_MAX_BYTES,_MAX_RATIO = 108_000_000, 2**29, 500
-_BIG = 8_000_000 # Pixels; images with more are decoded one at a time
+_MAX_BYTES = 2**29
+# Pillow warns of broken EXIF data and of large images; we handle both
+warnings.filterwarnings('ignore', module=r'PIL\.')
+
+def _header(f):
+    "The image in the open file `f`, with only its header read"
+    Image.init()
+    size = f.seek(0, 2)
+    if size > _MAX_BYTES: raise ImageError(f'a file of {size/1e9:.1f} GB', 'huge')
+    f.seek(0)
+    try: return Image.open(f, formats=[o for o in _FORMATS if o in Image.OPEN])
+    except Image.DecompressionBombError:
+        raise ImageError(f'over {2*Image.MAX_IMAGE_PIXELS:,} pixels', 'huge') from None
+    except UnidentifiedImageError: raise ImageError(_what_else(f)) from None
+    except Exception as e: raise _fault(e) from None
+
+# %% ../../nbs/engine/00_files.ipynb #dfa6876e
+def _what_else(f):
+    "What a file is that no decoder knows, judged by its first bytes"
+    f.seek(0)
+    head = f.read(64)
+    if not head: return 'the file is empty'
+    if head[4:8] == b'ftyp' and head[8:11] in (b'hei',b'hev',b'mif',b'msf'):
+        return ('an HEIC photograph: save it as JPEG, or install pillow-heif and '
+            'call its register_heif_opener()')
+    web = head.lstrip().lower().startswith((b'<!doctype',b'<html'))
+    return 'a web page, not an image' if web else 'not an image in a known format'
+
+# %% ../../nbs/engine/00_files.ipynb #8a8b3b4b
+_MAX_PIXELS,_BIG,_MAX_RATIO = 108_000_000, 8_000_000, 500
 _big_lock = threading.Lock()
 
 def _new_lock():
     global _big_lock
     _big_lock = threading.Lock()
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_new_lock)
-warnings.filterwarnings('ignore', module=r'PIL\.')
 
-# %% ../../nbs/engine/00_files.ipynb #5a6de0e9
-def _open_regular(path):
-    "Open a regular file for reading; anything else is refused before it is opened"
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ImageError('a folder' if os.path.isdir(path) else 'not a regular file (a pipe, socket or device)', 'unreadable')
-        return open(os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)), 'rb')
-    except OSError as e: raise ImageError(e.strerror or str(e), 'unreadable') from None
-    except ImageError: raise
-    except ValueError as e: raise ImageError(str(e), 'unreadable') from None # a NUL in the name
-
-# %% ../../nbs/engine/00_files.ipynb #de99afef
-def _what_else(f):
-    "What a file is that no decoder knows, judged by its first bytes"
-    f.seek(0)
-    head = f.read(64)
-    if not head: return 'the file is empty'
-    if head[4:8] == b'ftyp' and head[8:12] in (b'heic',b'heix',b'hevc',b'mif1',b'heim',b'heis',b'msf1'):
-        return 'an HEIC photograph: save it as JPEG, or install pillow-heif and call its register_heif_opener()'
-    if head.lstrip().lower().startswith((b'<!doctype',b'<html')): return 'a web page, not an image'
-    return 'not an image in a known format'
-
-# %% ../../nbs/engine/00_files.ipynb #b7473ef4
-def _header(f):
-    "The image in the open file `f`, nothing decoded yet"
-    Image.init()
-    if f.seek(0, 2) > _MAX_BYTES: raise ImageError(f'a file of {f.tell()/1e9:.1f} GB; the limit is {_MAX_BYTES/1e9:.1f} GB', 'huge')
-    f.seek(0)
-    try: return Image.open(f, formats=[o for o in _FORMATS if o in Image.OPEN])
-    except Image.DecompressionBombError: raise ImageError(f'more than {2*Image.MAX_IMAGE_PIXELS:,} pixels', 'huge') from None
-    except UnidentifiedImageError: raise ImageError(_what_else(f)) from None
-    except Exception as e: raise _fault(e) from None
-
-def _fault(e):
-    "The `ImageError` for an exception of the decoder"
-    cut = re.search('truncat|unexpected end|not enough|broken data|EOF', f'{type(e).__name__} {e}', re.I)
-    return ImageError(f'{type(e).__name__}: {e}', 'truncated' if cut else 'undecodable')
-
-# %% ../../nbs/engine/00_files.ipynb #181bbf94
-def _check_size(im, short):
-    "Ask a large JPEG for a reduced version and refuse what would take too much memory or is no photograph's shape"
+def _reduce(im, short):
+    "Reduce a large JPEG, refuse what takes too much memory; returns whether it is big"
     (w,h),whole = im.size,im.size
-    if max(w,h) > _MAX_RATIO*min(w,h): raise ImageError(f'a strip of {w:,} x {h:,} pixels')
+    if max(w,h) > _MAX_RATIO*min(w,h):
+        raise ImageError(f'a strip of {w:,} x {h:,} pixels')
     if short and min(w,h) >= 2*short: im.draft(None, (short,short))
-    progressive = 'progressive' in im.info # such a JPEG is held whole while it is decoded, reduced or not
-    w,h = whole if progressive else im.size
-    if w*h > _MAX_PIXELS: raise ImageError(f'{w:,} x {h:,} pixels; the limit is {_MAX_PIXELS:,}', 'huge')
+    # A progressive JPEG is held whole while it is decoded
+    w,h = whole if 'progressive' in im.info else im.size
+    if w*h > _MAX_PIXELS:
+        raise ImageError(f'{w:,} x {h:,} pixels; the limit is {_MAX_PIXELS:,}', 'huge')
     return w*h > _BIG
 
-# %% ../../nbs/engine/00_files.ipynb #d4e2d0e6
+# %% ../../nbs/engine/00_files.ipynb #77aafd85
 _TURNS = {2:0, 3:3, 4:1, 5:5, 6:4, 7:6, 8:2} # EXIF orientation -> Image.Transpose
 
 def _upright(im):
-    "`im` turned as EXIF says; a note that can't be read counts as none"
+    "`im` rotated as EXIF says"
     try: turn = _TURNS.get(im.getexif().get(0x0112))
     except Exception: return im
     if turn is None: return im
     im = im.transpose(Image.Transpose(turn))
-    im.info = {}
+    im.info = {} # the note must not be followed twice
     return im
 
-# %% ../../nbs/engine/00_files.ipynb #1fdecce4
+# %% ../../nbs/engine/00_files.ipynb #4d8cb50b
+def _range(a):
+    "The values of array `a` that become black and white"
+    if a.dtype.kind != 'f': lo,hi = int(a.min()),int(a.max())
+    else:
+        ok = np.isfinite(a)
+        if not ok.any(): raise ImageError('none of its pixels is a finite number')
+        lo = float(a.min(where=ok, initial=np.inf))
+        hi = float(a.max(where=ok, initial=-np.inf))
+        if lo >= 0 and hi <= 1: return 0,1
+    if lo < 0 or hi >= 2**16: return lo,hi
+    return 0, next(2**k-1 for k in (8,10,12,14,16) if hi < 2**k)
+
+# %% ../../nbs/engine/00_files.ipynb #a116ccdb
 def _eight_bits(a):
-    "Pixels of any type as bytes: `k`-bit data (8 to 16) by its range of bits, fractions by 255, the rest from darkest to lightest"
+    "Pixels of any type, as bytes"
     if not a.size: raise ImageError('it has no pixels')
     if a.dtype == np.uint8: return a
     if a.dtype == bool: return a.astype(np.uint8)*255
     lo,hi = _range(a)
-    if lo > hi: raise ImageError('none of its pixels is a finite number')
-    if lo >= 0 and hi <= 1 and a.dtype.kind == 'f': lo,hi = 0,1
-    elif lo >= 0 and hi < 2**16: lo,hi = 0, next(2**k-1 for k in (8,10,12,14,16) if hi < 2**k)
-    res,step = np.empty(a.shape, np.uint8), max(1, 2**20//max(1, a[:1].size))
-    for i in range(0, len(a), step):
-        part = np.nan_to_num(a[i:i+step].astype(np.float64), nan=lo, posinf=hi, neginf=lo)
+    res,step = np.empty(a.shape, np.uint8), max(1, 2**20//a[:1].size)
+    for i in range(0, len(a), step): # in parts: each takes eight times the memory
+        part = np.nan_to_num(a[i:i+step].astype(float), nan=lo, posinf=hi, neginf=lo)
         res[i:i+step] = ((part-lo)*(255/max(hi-lo, 1e-300))).round().clip(0, 255)
     return res
 
-def _range(a):
-    "Smallest and largest finite value"
-    if a.dtype.kind != 'f': return int(a.min()), int(a.max())
-    ok = np.isfinite(a)
-    return float(a.min(where=ok, initial=np.inf)), float(a.max(where=ok, initial=-np.inf))
-
-# %% ../../nbs/engine/00_files.ipynb #9fe62885
+# %% ../../nbs/engine/00_files.ipynb #43952fdc
 def _rgb(im):
-    "`im` in mode RGB: alpha laid on white, more than eight bits scaled to eight"
-    if im.mode == 'RGB' and 'transparency' not in im.info: return im
-    if im.mode == 'F' or im.mode.startswith('I'): im = Image.fromarray(_eight_bits(np.asarray(im)))
-    if im.mode not in ('LA','La','PA','RGBA','RGBa') and 'transparency' not in im.info: return im.convert('RGB')
+    "`im` in mode RGB: transparency laid on white, more than eight bits scaled to eight"
+    see_through = 'transparency' in im.info
+    if im.mode == 'RGB' and not see_through: return im
+    if im.mode == 'F' or im.mode.startswith('I'):
+        im = Image.fromarray(_eight_bits(np.asarray(im)))
+    if im.mode not in ('LA','La','PA','RGBA','RGBa') and not see_through:
+        return im.convert('RGB')
     im,res = im.convert('RGBA'), Image.new('RGB', im.size, 'white')
     res.paste(im, mask=im)
     return res
 
-# %% ../../nbs/engine/00_files.ipynb #56a7263a
+# %% ../../nbs/engine/00_files.ipynb #ea3d1809
+_PLAIN = ('L','LA','RGB','RGBA','CMYK','YCbCr')
+
 def _decode(im, short=0):
-    "The pixels of an opened image: RGB and upright"
-    big = _check_size(im, short)
+    "The pixels of an image whose header was read: RGB and upright"
+    big = _reduce(im, short)
     with _big_lock if big else nullcontext():
         im.load()
-        if big and short and im.mode in ('L','LA','RGB','RGBA','CMYK','YCbCr'): im = im.reduce(max(1, min(im.size)//short))
+        if big and short and im.mode in _PLAIN:
+            im = im.reduce(max(1, min(im.size)//short))
         return _rgb(_upright(im))
 
-# %% ../../nbs/engine/00_files.ipynb #ca190202
+# %% ../../nbs/engine/00_files.ipynb #eeb5b95f
 def load_image(
-    source, # A path, the bytes of a file, a PIL image, or an array (H,W), (H,W,1), (H,W,3) or (H,W,4)
-    short:int=0, # Pixels that the shorter side must keep: larger JPEGs are decoded at a half, quarter or eighth; 0: full size
+    source, # Path, bytes of a file, PIL image, or array (H,W) or (H,W,1|3|4)
+    short:int=0, # Pixels the shorter side must keep; 0: full size
 )->Image.Image: # Mode RGB, upright
     "Any image as RGB and upright; raises `ImageError`"
     try:
         if isinstance(source, np.ndarray):
-            if source.ndim not in (2,3): raise ImageError(f'an array of shape {source.shape}')
-            return _rgb(Image.fromarray(_eight_bits(source[...,0] if source.shape[2:] == (1,) else source)))
+            if source.ndim not in (2,3): raise ImageError(f'an array of {source.shape}')
+            if source.shape[2:] == (1,): source = source[...,0]
+            return _rgb(Image.fromarray(_eight_bits(source)))
         if isinstance(source, Image.Image): return _rgb(_upright(source))
-        with (BytesIO(source) if isinstance(source, (bytes,bytearray,memoryview)) else _open_regular(source)) as f, _header(f) as im:
-            return _decode(im, short)
+        in_memory = isinstance(source, (bytes,bytearray,memoryview))
+        with BytesIO(source) if in_memory else _open_regular(source) as f:
+            with _header(f) as im: return _decode(im, short)
     except ImageError: raise
     except Exception as e: raise _fault(e) from None
 
-# %% ../../nbs/engine/00_files.ipynb #5f91d0b8
+# %% ../../nbs/engine/00_files.ipynb #085425bd
 def _alive(pid):
-    "Whether a process of this machine still runs"
+    "Whether a process of this machine is still running"
     if os.name != 'posix': return True
     try: os.kill(pid, 0)
     except ProcessLookupError: return False
-    except OSError: pass
+    except OSError: pass # it belongs to somebody else
     return True
 
 def _remove(path):
-    shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
+    else: path.unlink(missing_ok=True)
 
-def _remove_strays(path, prefix):
-    "Remove what a killed writer of `path` left: its process is gone, or it is a day old"
-    for o in path.parent.glob(f'{glob.escape(prefix)}.*.part'):
-        with suppress(OSError, ValueError):
-            host,pid = o.name.split('.')[-4:-2]
-            if (host == _host() and not _alive(int(pid))) or time.time()-o.lstat().st_mtime > 86_400: _remove(o)
-
-def _host(): return f'{zlib.crc32(platform.node().encode()):08x}'
-
-# %% ../../nbs/engine/00_files.ipynb #50c63a15
+# %% ../../nbs/engine/00_files.ipynb #369fa464
 @contextmanager
 def _scratch(path):
-    "A free name beside `path` for unfinished work, removed at the end; what killed processes left there is removed first"
+    "A free name beside `path` for unfinished work, which is removed at the end"
+    host = f'{zlib.crc32(platform.node().encode()):08x}'
     prefix = f'.{path.name[:40]}-{zlib.crc32(os.fsencode(path.name)):08x}'
-    part = path.with_name(f'{prefix}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.part')
-    _remove_strays(path, prefix)
+    for o in path.parent.glob(f'{glob.escape(prefix)}.*.part'): # left by killed writers
+        with suppress(OSError, ValueError):
+            its_host,pid = o.name.split('.')[-4:-2]
+            gone = its_host == host and not _alive(int(pid))
+            if gone or time.time()-o.lstat().st_mtime > 86_400: _remove(o)
+    part = path.with_name(f'{prefix}.{host}.{os.getpid()}.{secrets.token_hex(4)}.part')
     try: yield part
     finally: _remove(part)
 
-# %% ../../nbs/engine/00_files.ipynb #0cee869b
+# %% ../../nbs/engine/00_files.ipynb #0a6cdece
 @contextmanager
 def atomic_path(
     path, # File or folder to write; the folder it goes into must exist
-): # `Path` beside it to write to, or to make as a folder, until the block ends
-    "Write a file or folder completely or not at all; what was there stays until the new one is complete"
+): # `Path` beside it, to write to or to make as a folder until the block ends
+    "Write a file or folder completely or not at all, with the usual permissions"
     path = Path(os.path.realpath(_expanded(path)))
     with _scratch(path) as part:
         part.touch(exist_ok=False)
         mode = stat.S_IMODE(part.stat().st_mode) # what the umask leaves
         part.unlink()
         yield part
-        _settle_on_disk(part, mode)
+        if part.is_dir(): part.chmod(mode | (mode & 0o444) >> 2)
+        else:
+            part.chmod(mode)
+            with part.open('rb+') as f: os.fsync(f.fileno())
         os.replace(part, path)
 
-def _settle_on_disk(part, mode):
-    "Permissions as for any new file, and the bytes on the disk before the name changes"
-    if part.is_dir(): return os.chmod(part, mode | (mode & 0o444) >> 2)
-    os.chmod(part, mode)
-    with part.open('rb+') as f: os.fsync(f.fileno())
-
-# %% ../../nbs/engine/00_files.ipynb #4e17d507
+# %% ../../nbs/engine/00_files.ipynb #a313dbd3
 def write_json(
     path, # File to write; its folder must exist
-    data, # Anything JSON can hold, paths, and NumPy's numbers and arrays; numbers that are not finite become `null`
+    data, # What JSON holds, paths, NumPy's numbers and arrays; not finite: `null`
 )->Path: # `path`
     "Write a JSON file completely or not at all"
     def plain(o):
@@ -278,40 +306,39 @@ def write_json(
     with atomic_path(path) as part: part.write_text(text, encoding='utf-8')
     return Path(path)
 
-# %% ../../nbs/engine/00_files.ipynb #7e5f861a
+# %% ../../nbs/engine/00_files.ipynb #7e8a5550
 def _need_space(folder, n, what):
-    "Raise `OSError` when fewer than `n` bytes are free where `folder` is"
+    "Raise `OSError` if fewer than `n` bytes are free on the disk of `folder`"
     free = shutil.disk_usage(folder).free
-    if free < n: raise OSError(errno.ENOSPC, f'{what} needs {n/1e9:.1f} GB, and {free/1e9:.1f} GB are free', shown(folder))
+    if free < n: raise OSError(errno.ENOSPC,
+        f'{what} needs {n/1e9:.1f} GB, and {free/1e9:.1f} GB are free', shown(folder))
 
 @contextmanager
 def _locked(path, what):
-    "Hold the lock file `path`; after two seconds, say that we wait for `what`"
+    "Hold the lock file `path`; after two seconds, say that we are waiting for `what`"
     lock = FileLock(path)
     try: lock.acquire(timeout=2)
     except Timeout:
-        print(f'Waiting for another process: {what} (lock file {shown(path)}) ...', file=sys.stderr, flush=True)
+        print(f'Waiting for another process: {what} (lock file {shown(path)})',
+            file=sys.stderr, flush=True)
         lock.acquire()
     try: yield
     finally: lock.release()
 
-# %% ../../nbs/engine/00_files.ipynb #d63e02db
-def _fastai_home():
-    "fastai's folder; without a home folder, one in the temporary folder"
-    try: return Path(os.getenv('FASTAI_HOME') or '~/.fastai').expanduser().absolute()
-    except RuntimeError: return Path(tempfile.gettempdir())/f'fastai-{os.getuid()}'
-
-# %% ../../nbs/engine/00_files.ipynb #c3eb8fa4
+# %% ../../nbs/engine/00_files.ipynb #9a6e3dff
 def config_folder(
     kind:str='data', # 'data', 'archive', 'storage' or 'model'
 )->Path: # The folder, which may not exist yet
-    "Where fastai keeps things, as its `config.ini` says, without importing fastai"
-    home,names = _fastai_home(), dict(data='data', archive='archive', storage='tmp', model='models')
+    "Where fastai keeps things, read without importing fastai"
+    names = dict(data='data', archive='archive', storage='tmp', model='models')
+    try: home = Path(os.getenv('FASTAI_HOME') or '~/.fastai').expanduser().absolute()
+    except RuntimeError: home = Path(tempfile.gettempdir())/f'fastai-{os.getuid()}'
     file,parser = home/'config.ini', ConfigParser(interpolation=None)
     try:
-        if file.exists(): names |= dict(parser.read_string(file.read_text(encoding='utf-8')) or parser['DEFAULT'])
-        if file.exists() and not parser['DEFAULT']: raise ValueError('it is empty')
+        if file.exists():
+            parser.read_string(file.read_text(encoding='utf-8'))
+            if not parser.defaults(): raise ValueError('it names no folder')
     except (OSError, ValueError, ConfigError) as e:
-        why = ' '.join(shown(e).split())
-        print(f'{shown(file)} is not used: {why}. Delete it, and fastai writes a new one.', file=sys.stderr)
-    return home/names[kind]
+        print(f"{shown(file)} is not used: {' '.join(shown(e).split())}. Delete it, "
+            'and fastai writes a new one.', file=sys.stderr)
+    return home/(names | parser.defaults())[kind]
