@@ -59,7 +59,7 @@ class History(Callback):
     def before_epoch(self): self.start,self.n_seen = time.perf_counter(),len(self.recorder.lrs)
 
     def after_epoch(self):
-        if _only_looks(self.learn): return
+        if _only_looks(self.learn) or len(self.recorder.lrs)==self.n_seen: return # `learn.validate()` trains nothing
         names = [o for o in self.recorder.metric_names if o not in ('epoch','time')]
         self.rows.append({'frozen': self.opt.frozen_idx>0, **dict(zip(names, self.learn.final_record)),
                           'highest lr': max(self.recorder.lrs[self.n_seen:], default=math.nan), 'seconds': time.perf_counter()-self.start})
