@@ -7,90 +7,97 @@ Docs: https://pets-nb.github.io/pets_nb/engine/download.html.md"""
 # %% auto #0
 __all__ = ['download', 'has_oxford', 'get_oxford']
 
-# %% ../../nbs/engine/02_download.ipynb #2d7c59e1
-import errno,gzip,hashlib,os,re,shutil,sys,tarfile,time,zlib
+# %% ../../nbs/engine/02_download.ipynb #5925b2c1
+import errno,gzip,hashlib,os,re,sys,tarfile,time,zlib
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
-from .files import IMAGE_SUFFIXES, config_folder, shown, _expanded, _locked, _need_space, _scratch
+from .files import config_folder, shown
+from .files import _expanded, _locked, _named_image, _need_space, _scratch
 
-# %% ../../nbs/engine/02_download.ipynb #47646c2f
+# %% ../../nbs/engine/02_download.ipynb #089e65dc
 _URL = 'https://s3.amazonaws.com/fast-ai-imageclas/oxford-iiit-pet.tgz'
 _SIZE = 811_706_944 # bytes
-_MD5 = 'e4db5c768afd933bb91f5f594d7417a4' # of the first 2**20 bytes, as fastdownload computes it
+_MD5 = 'e4db5c768afd933bb91f5f594d7417a4' # of the first 2**20 bytes
 _N_IMAGES = 7390
 
-# %% ../../nbs/engine/02_download.ipynb #c8c67770
+# %% ../../nbs/engine/02_download.ipynb #5e5c6ed4
 def _wrong(path, size=None, md5=None):
-    "What is wrong with a file's length or with the checksum of its first megabyte, '' when nothing is"
+    "What is wrong with a file's length or with the MD5 of its first megabyte, or ''"
     n = path.stat().st_size
     if size is not None and n != size: return f'{n:,} bytes instead of {size:,}'
-    with open(path, 'rb') as f: found = hashlib.md5(f.read(2**20), usedforsecurity=False).hexdigest()
-    return f'MD5 of the first megabyte is {found} instead of {md5}' if md5 and found != md5 else ''
+    with open(path, 'rb') as f:
+        found = hashlib.md5(f.read(2**20), usedforsecurity=False).hexdigest()
+    if not md5 or found == md5: return ''
+    return f'MD5 of the first megabyte is {found} instead of {md5}'
+
+# %% ../../nbs/engine/02_download.ipynb #973f5166
+def _session(retries, backoff):
+    "A `requests` session that asks again when a server has a passing fault"
+    retry = Retry(total=None, connect=2, read=retries, status=retries, other=0,
+        redirect=10, backoff_factor=backoff, allowed_methods=['GET'],
+        status_forcelist=(429,500,502,503,504))
+    session = requests.Session()
+    for o in ('http://','https://'): session.mount(o, HTTPAdapter(max_retries=retry))
+    return session
 
 def _length(path): return path.stat().st_size if path.exists() else 0
 
 def _etag(part): return part.with_name(part.name+'.etag')
 
-# %% ../../nbs/engine/02_download.ipynb #f607eb52
-def _session(retries, backoff):
-    "A `requests` session that asks again when a server has a passing fault"
-    retry = Retry(total=None, connect=2, read=retries, status=retries, other=0, redirect=10, backoff_factor=backoff,
-        status_forcelist=(429,500,502,503,504), allowed_methods=['GET'])
-    session = requests.Session()
-    for scheme in ('http://','https://'): session.mount(scheme, HTTPAdapter(max_retries=retry))
-    return session
-
-# %% ../../nbs/engine/02_download.ipynb #de17a27d
+# %% ../../nbs/engine/02_download.ipynb #0bf66b20
 def _announced(r, have):
-    "The length of the whole file that answer `r` announces, None when it doesn't say"
-    if r.status_code == 200: return int(r.headers['Content-Length']) if 'Content-Length' in r.headers else None
-    m = re.fullmatch(r'bytes (?:(\d+)-\d+|\*)/(\d+|\*)', r.headers.get('Content-Range', ''))
-    if not m or (m[1] and int(m[1]) != have):
-        raise ValueError(f"{r.url} was asked for the bytes from {have:,} on and answered with {r.headers.get('Content-Range')!r}.")
+    "The length of the whole file that answer `r` announces; None if it doesn't say"
+    if r.status_code == 200: return int(r.headers.get('Content-Length', 0)) or None
+    said = r.headers.get('Content-Range', '')
+    m = re.fullmatch(r'bytes (?:(\d+)-\d+|\*)/(\d+|\*)', said)
+    if not m or (m[1] and int(m[1]) != have): raise ValueError(
+        f'{r.url} was asked for the bytes from {have:,} on and answered with {said!r}.')
     return None if m[2] == '*' else int(m[2])
 
-# %% ../../nbs/engine/02_download.ipynb #e37d1693
+# %% ../../nbs/engine/02_download.ipynb #3a72ed0b
 def _append(r, part, bar):
-    "Add the body of answer `r` to `part`; a whole file (status 200) replaces what is there"
+    "Add the body of answer `r` to `part`; a whole file replaces what is there"
     if r.status_code == 200:
         part.write_bytes(b'')
         tag = r.headers.get('ETag', '')
-        tag = r.headers.get('Last-Modified', '') if not tag or tag.startswith('W/') else tag
+        if not tag or tag.startswith('W/'): tag = r.headers.get('Last-Modified', '')
         _etag(part).write_text(tag) if tag else _etag(part).unlink(missing_ok=True)
     with part.open('ab') as f:
         for chunk in r.iter_content(2**14):
             f.write(chunk)
             bar(f.tell())
 
-# %% ../../nbs/engine/02_download.ipynb #0505ee64
+# %% ../../nbs/engine/02_download.ipynb #54ca6ea6
 def _fetch(session, url, part, size, timeout, bar):
-    "Ask for what `part` lacks and add it; returns what went wrong, '' when the file is complete"
+    "Ask for what `part` lacks and add it; returns what went wrong, or ''"
     have,headers = _length(part), {'Accept-Encoding':'identity'}
     if have: headers['Range'] = f'bytes={have}-'
     if have and _etag(part).exists(): headers['If-Range'] = _etag(part).read_text()
     with session.get(url, headers=headers, stream=True, timeout=timeout) as r:
-        if r.status_code not in (200,206,416): raise FileNotFoundError(f'{url} answered {r.status_code} {r.reason}. Is the address right?')
+        if r.status_code not in (200,206,416): raise FileNotFoundError(
+            f'{url} answered {r.status_code} {r.reason}. Is the address right?')
         total = _announced(r, have)
-        if None not in (size,total) and size != total: raise ValueError(f'{url} offers {total:,} bytes instead of {size:,}. '
-            'Another file, or a login page of the network? Nothing was changed.')
-        if r.status_code == 416:
-            if have == total: return ''
-            raise ValueError(f'{part.name} holds {have:,} bytes, but the file at {url} has {total:,}: '
-                'the part belongs to another file. Delete it, or download to another place.')
+        if None not in (size,total) and size != total: raise ValueError(
+            f'{url} offers {total:,} bytes instead of {size:,}. Another file, or a '
+            'login page of the network? Nothing was changed.')
+        if r.status_code == 416 and have == total: return ''
+        if r.status_code == 416: raise ValueError(
+            f'{part.name} holds {have:,} bytes, but the file at {url} has {total:,}: '
+            'the part belongs to another file. Delete it, or name another place.')
         try: _append(r, part, bar)
         except (requests.RequestException, OSError) as e:
             if getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT): raise
             return f'{type(e).__name__}: {e}'
     size,now = total if size is None else size, _length(part)
-    return '' if size is None or now == size else f'it ended after {now:,} of {size:,} bytes'
+    return '' if size in (None,now) else f'it ended after {now:,} of {size:,} bytes'
 
-# %% ../../nbs/engine/02_download.ipynb #9891afda
+# %% ../../nbs/engine/02_download.ipynb #9b947b88
 def _fetch_all(url, part, size, retries, timeout, backoff, bar):
-    "Try until `part` is complete; a new byte resets the count, and a server that never answered in this call isn't waited for"
+    "Try until `part` is complete"
     tries,first = 0,_length(part)
     with _session(retries, backoff) as session:
         while size is None or _length(part) < size:
@@ -101,24 +108,38 @@ def _fetch_all(url, part, size, retries, timeout, backoff, bar):
                 if before == first: tries = retries
             if not problem: return
             tries = 1 if _length(part) > before else tries+1
-            if tries > retries: raise ConnectionError(f'The download of {url} stopped: {problem}. {_length(part):,} bytes are kept in '
-                f"{part.name}; the next call goes on from there. Drawn pets (source 'drawn') need no network.")
+            if tries > retries: raise ConnectionError(
+                f'The download of {url} stopped: {problem}. {_length(part):,} bytes '
+                f'are kept in {part.name}; the next call goes on from there. Drawn '
+                "pets (source 'drawn') need no network.")
             time.sleep(backoff * 2**(tries-1))
 
-# %% ../../nbs/engine/02_download.ipynb #ffeedae8
+# %% ../../nbs/engine/02_download.ipynb #eb4e5242
 @contextmanager
 def _byte_bar(name, size, show):
-    "A function that shows how many bytes are here, in a progress bar on a terminal"
-    if show: print(f'Downloading {shown(name)}' + (f' ({size/1e6:,.0f} MB)' if size else ''), file=sys.stderr, flush=True)
-    if not show or not sys.stderr.isatty(): yield lambda n: None
-    else:
-        from rich.console import Console
-        from rich.progress import DownloadColumn, BarColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-        with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as p:
-            task = p.add_task('', total=size)
-            yield lambda n: p.update(task, completed=n)
+    "A function that shows how many bytes are here, on a terminal as a progress bar"
+    if not show: yield lambda n: None; return
+    mb = f' ({size/1e6:,.0f} MB)' if size else ''
+    print(f'Downloading {shown(name)}{mb}', file=sys.stderr, flush=True)
+    if not sys.stderr.isatty(): yield lambda n: None; return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+    columns = BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as p:
+        task = p.add_task('', total=size)
+        yield lambda n: p.update(task, completed=n)
 
-# %% ../../nbs/engine/02_download.ipynb #7fdc42ab
+# %% ../../nbs/engine/02_download.ipynb #5a8e04cf
+def _set_aside(path, size, md5):
+    "Rename a file with the wrong bytes; one that is only too short becomes the part"
+    if not (problem := _wrong(path, size, md5)): return
+    part = path.with_name(path.name+'.part')
+    short = size is not None and path.stat().st_size < size and not part.exists()
+    aside = path.replace(part if short else path.with_name(path.name+'.damaged'))
+    print(f"{shown(path.name)} isn't what was expected ({problem}): it is now "
+        f'{shown(aside.name)} and is downloaded again.')
+
+# %% ../../nbs/engine/02_download.ipynb #86665a78
 def download(
     url:str, # Address, http or https
     dest, # File to write; until it is complete its bytes are in `dest` + '.part'
@@ -133,116 +154,132 @@ def download(
     dest = _expanded(dest)
     part = dest.with_name(dest.name+'.part')
     dest.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(dest.with_name(f'.{dest.name}.lock'), f'a download of {shown(dest.name)}'):
+    lock = dest.with_name(f'.{dest.name}.lock')
+    with _locked(lock, f'a download of {shown(dest.name)}'):
         if dest.exists(): _set_aside(dest, size, md5)
         if dest.exists(): return dest
         if size is not None and _length(part) > size: part.unlink()
-        with _byte_bar(dest.name, size, progress) as bar: _fetch_all(url, part, size, retries, timeout, backoff, bar)
+        with _byte_bar(dest.name, size, progress) as bar:
+            _fetch_all(url, part, size, retries, timeout, backoff, bar)
         _etag(part).unlink(missing_ok=True)
         if problem := _wrong(part, size, md5):
             part.unlink()
-            raise ValueError(f'Wrong bytes from {url}: {problem}. They were removed; if it happens again, something on the way changes them.')
+            raise ValueError(f'Wrong bytes from {url}: {problem}. They were removed; '
+                'if it happens again, something on the way changes them.')
         return part.replace(dest)
 
-# %% ../../nbs/engine/02_download.ipynb #4b7dce0e
-def _set_aside(path, size, md5):
-    "Rename a file with the wrong bytes and say so; one that is only too short becomes the part to go on from"
-    if not (problem := _wrong(path, size, md5)): return
-    part = path.with_name(path.name+'.part')
-    short = size is not None and path.stat().st_size < size and not part.exists()
-    aside = path.replace(part if short else path.with_name(path.name+'.damaged'))
-    print(f'{shown(path.name)} is not what was expected ({problem}): it is now {shown(aside.name)}, and is downloaded again.')
-
-# %% ../../nbs/engine/02_download.ipynb #ed75ee95
+# %% ../../nbs/engine/02_download.ipynb #1d2b7d02
 def _refused(member):
-    "Why an archive's entry must not be extracted, '' when it may be"
+    "Why an archive's entry must not be extracted, or ''"
     name = member.name
-    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name.startswith('\\'): return 'absolute path'
+    windows = PureWindowsPath(name).drive or name.startswith('\\')
+    if PurePosixPath(name).is_absolute() or windows: return 'absolute path'
     if '..' in re.split(r'[\\/]', name): return 'path that leaves the folder'
     if member.issym() or member.islnk(): return 'link'
     return '' if member.isfile() or member.isdir() else 'device or other special file'
 
+# %% ../../nbs/engine/02_download.ipynb #9990eed0
 def _unpack(archive, folder):
-    "Unpack a gzipped tar into `folder`, to the last byte, so that gzip checks its CRC; returns the refused entries"
+    "Unpack a gzipped tar to its last byte; returns the refused entries"
     refused,room = [], 10**9 + 100*archive.stat().st_size
     with gzip.open(archive) as stream:
         with tarfile.open(fileobj=stream, mode='r|') as tar:
-            for member in tar:
-                if why := _refused(member): refused.append(f'{shown(member.name)} ({why})')
-                if (room := room-member.size) < 0: raise tarfile.ReadError('it unpacks to more than 100 times its size')
-                if not refused: tar.extract(member, folder, filter='data')
-        while stream.read(2**20): pass
+            for o in tar:
+                if why := _refused(o): refused.append(f'{shown(o.name)} ({why})')
+                room -= o.size
+                if room < 0:
+                    raise tarfile.ReadError('it unpacks to over 100 times its size')
+                if not refused: tar.extract(o, folder, filter='data')
+        while stream.read(2**20): pass # gzip checks its CRC at the end
     return refused
 
-# %% ../../nbs/engine/02_download.ipynb #63d45f1d
+# %% ../../nbs/engine/02_download.ipynb #13081b2f
 def _extract(archive, dest):
-    "Extract an archive safely; `dest` appears when it is complete, and one that is there only gets the files it lacks"
-    archive,dest = Path(archive),Path(dest)
-    if not hasattr(tarfile, 'data_filter'): raise RuntimeError("This Python's tarfile has no extraction filters (PEP 706): update to "
-        '3.10.12, 3.11.4, 3.12 or later, or unpack the archive yourself and name the folder as the source.')
+    "Extract an archive to the folder `dest`, safely and all or nothing"
+    if not hasattr(tarfile, 'data_filter'): raise RuntimeError(
+        "This Python's tarfile has no extraction filters (PEP 706): update to 3.10.12, "
+        '3.11.4, 3.12 or later, or unpack the archive yourself and name the folder.')
     dest.parent.mkdir(parents=True, exist_ok=True)
     with _scratch(dest) as tmp:
         tmp.mkdir()
         try: refused = _unpack(archive, tmp)
         except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as e:
-            raise ValueError(f'{shown(archive.name)} is damaged ({type(e).__name__}: {e})') from e
-        if refused: raise ValueError(f"{shown(archive.name)} was not extracted: {len(refused)} of its entries would be unsafe to write: "
-            f"{', '.join(refused[:10])}{' ...' if len(refused)>10 else ''}. Is it the right archive?")
+            name = shown(archive.name)
+            raise ValueError(f'{name} is damaged ({type(e).__name__}: {e})') from e
+        if refused: raise ValueError(
+            f'{shown(archive.name)} was not extracted: {len(refused)} of its entries '
+            f"would be unsafe to write: {', '.join(refused[:10])}"
+            f"{', ...' if len(refused)>10 else ''}. Is it the right archive?")
         inside = list(tmp.iterdir())
-        root = inside[0] if len(inside)==1 and inside[0].is_dir() and inside[0].name!='images' else tmp
+        one = len(inside)==1 and inside[0].is_dir() and inside[0].name!='images'
+        root = inside[0] if one else tmp
         return _fill(root, dest) if dest.exists() else root.rename(dest)
 
+# %% ../../nbs/engine/02_download.ipynb #00fa98f6
 def _fill(root, dest):
     "Move the files of `root` that `dest` lacks"
-    for o in (o for o in sorted(root.rglob('*')) if o.is_file()):
+    for o in sorted(root.rglob('*')):
         to = dest/o.relative_to(root)
+        if not o.is_file() or os.path.lexists(to): continue
         to.parent.mkdir(parents=True, exist_ok=True)
-        if not os.path.lexists(to): o.rename(to)
+        o.rename(to)
     return dest
 
-# %% ../../nbs/engine/02_download.ipynb #3f6e7be2
+# %% ../../nbs/engine/02_download.ipynb #d4a25f49
 def _oxford_paths(data_dir, url):
-    "Where the archive and the folder of the photographs are, as fastai names them"
+    "The archive's path and the folder's"
     name = url.rpartition('/')[-1]
-    archive,data = (_expanded(data_dir),)*2 if data_dir else (config_folder('archive'), config_folder('data'))
+    if data_dir: archive = data = _expanded(data_dir)
+    else: archive,data = config_folder('archive'),config_folder('data')
     return archive/name, data/name.removesuffix('.tgz').removesuffix('.tar.gz')
 
 def _n_images(folder):
-    "How many image names are in a folder, 0 when there is none"
-    return sum(o[0] != '.' and Path(o).suffix.lower() in IMAGE_SUFFIXES for o in os.listdir(folder)) if folder.is_dir() else 0
+    "How many image names are in a folder, 0 if there is none"
+    if not folder.is_dir(): return 0
+    return sum(o[0] != '.' and _named_image(Path(o)) for o in os.listdir(folder))
 
-# %% ../../nbs/engine/02_download.ipynb #224716df
+# %% ../../nbs/engine/02_download.ipynb #bb8831d6
 def has_oxford(
     data_dir=None, # Where data sets are kept; default: fastai's folders
     url:str=_URL, # Address, whose last part names the folder
     n_images:int=_N_IMAGES, # How many images the complete folder holds, at least
-)->bool: # True when all of them are there
+)->bool: # True if all of them are there
     "Whether the Oxford-IIIT photographs are on disk, and complete"
     return _n_images(_oxford_paths(data_dir, url)[1]/'images') >= n_images
 
-# %% ../../nbs/engine/02_download.ipynb #45bafabb
+# %% ../../nbs/engine/02_download.ipynb #5d1eae00
 def get_oxford(
     data_dir=None, # Where to keep archive and folder; default: fastai's folders
     url:str=_URL, # Address of the gzipped tar file
     size:int=_SIZE, # Its length in bytes; None: not checked
     md5:str=_MD5, # MD5 of its first 2**20 bytes; None: not checked
     n_images:int=_N_IMAGES, # How many images the complete folder holds, at least
-    **kwargs, # Passed to `download`: `retries`, `timeout`, `backoff`, `progress`
+    **kwargs, # For `download`: `retries`, `timeout`, `backoff`, `progress`
 )->Path: # The folder of images
-    "The Oxford-IIIT photographs: downloaded and extracted at the first call, found on disk later"
+    "The Oxford-IIIT photographs, downloaded and extracted at the first call"
     archive,folder = _oxford_paths(data_dir, url)
     images = folder/'images'
     if has_oxford(data_dir, url, n_images): return images
     for o in (archive, folder): o.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f'.{folder.name}.lock'), f'another call of get_oxford for {shown(folder)}'):
+    lock = folder.with_name(f'.{folder.name}.lock')
+    with _locked(lock, f'another call of get_oxford for {shown(folder)}'):
         if has_oxford(data_dir, url, n_images): return images
-        if images.is_dir(): print(f'{shown(images)} holds {_n_images(images):,} of {n_images:,} images: the others come from {shown(archive.name)}.')
-        part = archive.with_name(archive.name+'.part')
-        if size is not None: _need_space(archive.parent, max(0, size-max(map(_length, (archive,part)))) + int(1.1*size), shown(archive.name))
-        try: _extract(download(url, archive, size, md5, **kwargs), folder)
-        except ValueError as e:
-            if 'is damaged' not in str(e): raise
-            aside = archive.replace(archive.with_name(archive.name+'.damaged'))
-            raise ValueError(f'{e}. It is now called {shown(aside.name)}; the next call downloads it again.') from e
-    if (n := _n_images(images)) < n_images: raise ValueError(f'{archive.name} holds {n} images instead of {n_images}: is {url} the right archive?')
+        if images.is_dir(): print(f'{folder.name} holds {_n_images(images):,} of '
+            f'{n_images:,} images: the others come from {archive.name}.')
+        have = max(_length(archive), _length(archive.with_name(archive.name+'.part')))
+        need = max(0, size-have) + int(1.1*size) if size else 0
+        _need_space(archive.parent, need, archive.name)
+        _extract_or_rename(download(url, archive, size, md5, **kwargs), folder)
+    if (n := _n_images(images)) < n_images: raise ValueError(f'{archive.name} holds {n} '
+        f'images instead of {n_images}: is {url} the right archive?')
     return images
+
+# %% ../../nbs/engine/02_download.ipynb #d55ded44
+def _extract_or_rename(archive, folder):
+    "Extract our archive; a damaged one makes room for another download"
+    try: _extract(archive, folder)
+    except ValueError as e:
+        if 'is damaged' not in str(e): raise
+        aside = archive.replace(archive.with_name(archive.name+'.damaged'))
+        raise ValueError(f'{e}. It is now called {shown(aside.name)}; the next call '
+            'downloads it again.') from e
