@@ -7,93 +7,59 @@ Docs: https://pets-nb.github.io/pets_nb/engine/drawn.html.md"""
 # %% auto #0
 __all__ = ['breed_traits', 'draw_pet', 'invented_traits', 'draw_pets', 'get_drawn']
 
-# %% ../../nbs/engine/03_drawn.ipynb #c003
-import colorsys,functools,io,json,os,shutil,tempfile,textwrap,time,warnings,zlib
+# %% ../../nbs/engine/03_drawn.ipynb #cb01bcf2
+import colorsys, functools, json, os, shutil, sys, threading, time, warnings, zlib
 from concurrent.futures import ProcessPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 from fastcore.basics import patch
-from fastprogress.fastprogress import progress_bar
-from PIL import Image,ImageChops,ImageDraw,ImageFilter,ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from .files import atomic_path, config_folder, shown, write_json
 
-# %% ../../nbs/engine/03_drawn.ipynb #c008
-_cats = '''breed pattern base second point light coat ear ear_size muzzle muzzle_width head jaw eye eye_size size legs tail extra
-Abyssinian        ticked   #b9743f #e2b583 #5d3218 muzzle+chest    .15 pricked 1.20 .30 .42 0.92 .50 #a9a838 1.00 .45 1.05 thin  -
-Bengal            rosettes #d09a56 #f0dcb6 #38220f muzzle+chest    .15 pricked 0.85 .34 .52 0.97 .60 #8fae3c 0.95 .60 0.95 thin  -
-Birman            points   #efe0c6 #fdfaf4 #5a4336 feet            .80 pricked 0.85 .24 .46 1.04 .62 #3d78cc 1.00 .62 0.80 plume ruff
-Bombay            solid    #211e22 #2b272b #100e11 -               .12 rounded 0.85 .24 .46 1.04 .62 #dd921f 1.08 .55 0.90 thin  -
-British_Shorthair solid    #7f8996 #8d96a2 #59616d -               .38 rounded 0.68 .20 .54 1.20 .85 #d9872a 1.12 .80 0.75 thick -
-Egyptian_Mau      spots    #bfa883 #e9dec8 #35291f muzzle+chest    .15 pricked 0.98 .28 .44 0.93 .52 #a5c94c 1.08 .50 1.05 thin  -
-Maine_Coon        tabby    #8f6c47 #d9c4a1 #2c1e14 muzzle+chest    .92 pricked 1.18 .46 .56 1.00 .70 #b9aa45 0.95 .95 0.90 plume ruff+tufts
-Persian           solid    #e8e3dc #f4f1ec #b9b2ab -               1.0 rounded 0.52 .00 .50 1.22 .78 #e2822a 1.20 .70 0.55 plume ruff
-Ragdoll           points   #f1e8dc #fbf7f1 #6e5a52 chest           .82 pricked 0.82 .26 .48 1.08 .66 #5b93d6 1.00 .78 0.80 plume ruff
-Russian_Blue      solid    #8792a1 #97a1ae #5f6876 -               .20 pricked 1.08 .26 .42 0.93 .50 #6cb04c 1.05 .50 1.05 thin  -
-Siamese           points   #eadcc3 #f3ead9 #35241d -               .10 pricked 1.42 .34 .36 0.82 .34 #3a8fe4 0.95 .42 1.15 thin  -
-Sphynx            solid    #e2b5a2 #efcdbd #c48e80 -               .00 pricked 1.55 .22 .42 0.88 .46 #86b8a0 1.10 .45 1.05 thin  wrinkles'''
+# %% ../../nbs/engine/03_drawn.ipynb #cbdfc90d
+def _read_traits():
+    with (files('pets_nb')/'assets'/'breeds.txt').open(encoding='utf-8') as f:
+        table = pd.read_csv(f, sep=r'\s+')
+    table['species'] = np.where(table.breed.str[0].str.isupper(), 'cat', 'dog')
+    return table.set_index('breed').sort_index(key=lambda i: i.str.lower())
 
-# %% ../../nbs/engine/03_drawn.ipynb #c010
-_dogs = '''american_bulldog           patches #f1ece3 #fbf8f2 #96673d -                       .12 rose     0.85 .45 .95 1.12 .95 #5a3b20 0.90 1.0 0.90 thin  jowls
-american_pit_bull_terrier  solid   #8e5c38 #f2ebe0 #4c2f1d chest                   .10 rose     0.95 .55 .72 1.00 .80 #7a5328 0.92 .75 1.00 thin  -
-basset_hound               saddle  #a9662f #f5efe4 #2a201b muzzle+blaze+chest+feet .12 dropped  1.75 .85 .78 0.92 .70 #4a2d18 0.95 .85 0.35 thin  jowls+wrinkles
-beagle                     saddle  #b46f35 #f7f2e8 #241c19 muzzle+blaze+chest+feet .12 dropped  1.12 .60 .60 0.98 .68 #4d2e17 1.08 .55 0.80 thick -
-boxer                      mask    #b9773c #f5efe5 #221a17 chest+feet              .08 button   0.95 .32 .95 0.95 .92 #4a2f1b 1.00 .90 1.05 bob   jowls
-chihuahua                  solid   #dcae6e #f3e2c2 #9a6d3a muzzle+chest            .18 pricked  1.50 .28 .40 1.08 .42 #2f1c12 1.38 .28 0.80 thin  -
-english_cocker_spaniel     solid   #b0602a #c67b42 #7c3e18 -                       .62 feathered 1.40 .62 .62 0.92 .62 #432713 1.12 .62 0.75 bob  topknot
-english_setter             flecks  #f3eee5 #fbf8f2 #45403e -                       .58 feathered 1.25 .88 .56 0.86 .58 #4a2f1c 0.95 .85 1.10 plume -
-german_shorthaired         hood    #c9bcae #ddd2c6 #4d2c1b -                       .08 dropped  1.18 .88 .60 0.90 .62 #a2702f 0.95 .85 1.15 bob   flecked
-great_pyrenees             solid   #f2ede2 #faf7f0 #d9ccb4 -                       .95 dropped  0.85 .62 .66 1.05 .68 #3d2717 0.82 1.2 0.95 plume ruff
-havanese                   patches #efe4cf #faf5ea #b98d55 -                       .95 feathered 1.05 .34 .52 1.02 .62 #2e1d13 1.15 .40 0.60 plume fringe+beard
-japanese_chin              cap     #f6f2eb #ffffff #1e1b1e -                       .80 feathered 1.10 .04 .56 1.14 .66 #2c1b12 1.38 .36 0.70 plume ruff
-keeshond                   wolf    #a8a49b #dcd6c9 #35322f muzzle+chest+feet       1.0 pricked  0.72 .45 .46 1.00 .58 #38240f 1.00 .55 0.80 curl  ruff+spectacles
-leonberger                 mask    #b37c40 #d7a869 #2a201a chest                   .92 dropped  0.95 .68 .68 1.02 .72 #54351b 0.82 1.2 1.00 plume ruff
-miniature_pinscher         tan     #261b19 #ad632c #171010 muzzle+brows+chest+feet .05 pricked  1.15 .62 .38 0.84 .48 #33200f 1.00 .32 1.20 bob   -
-newfoundland               solid   #242021 #37302f #131011 -                       .90 dropped  0.85 .58 .78 1.16 .82 #5a3a1f 0.80 1.2 0.90 plume jowls
-pomeranian                 solid   #dc8d46 #f3c791 #a95f25 muzzle+chest            1.0 pricked  0.55 .26 .36 1.06 .52 #2a180f 1.15 .32 0.65 plume ruff
-pug                        mask    #dcba8c #ebd4b1 #25201e -                       .10 button   0.75 .04 .80 1.14 .88 #2f1c11 1.35 .50 0.70 curl  wrinkles
-saint_bernard              cap     #f4eee3 #fdfaf4 #9f5427 muzzle+blaze            .58 dropped  0.98 .55 .95 1.14 .92 #54341c 0.85 1.2 0.95 plume jowls
-samoyed                    solid   #f9f6f0 #ffffff #e3d9c8 -                       1.0 pricked  0.72 .48 .48 1.04 .60 #2b1a10 0.88 .80 0.90 curl  ruff+smile
-scottish_terrier           solid   #29272b #3a373c #161518 -                       .60 pricked  0.95 .82 .66 0.82 .72 #3a2413 0.82 .48 0.35 thick beard+brows
-shiba_inu                  solid   #d08844 #f8ecd8 #9a5b26 muzzle+cheeks+brows+chest+feet .45 pricked 0.74 .46 .44 1.05 .62 #3a2211 0.88 .52 0.90 curl smile
-staffordshire_bull_terrier solid   #7f5238 #f2ebe0 #432a1c chest                   .10 rose     0.78 .42 .86 1.12 .95 #5e3c20 0.95 .72 0.78 thin  -
-wheaten_terrier            solid   #dcba84 #ead2a6 #b38c55 -                       .78 button   0.85 .60 .66 0.92 .74 #3c2412 0.95 .58 0.90 thick beard+fringe
-yorkshire_terrier          saddle  #c88f50 #deb27a #474b54 -                       .88 pricked  0.88 .34 .42 0.94 .56 #2b1a10 1.10 .28 0.60 bob   beard+bow+silky'''
+breed_traits = _read_traits()
 
-# %% ../../nbs/engine/03_drawn.ipynb #c011
-def _read_traits(text): # The two tables above, as one text
-    return pd.read_csv(io.StringIO(text), sep=r'\s+').assign(species=lambda d: np.where(d.breed.str[0].str.isupper(), 'cat', 'dog')).set_index('breed')
-
-breed_traits = _read_traits(_cats + '\n' + _dogs).sort_index(key=lambda i: i.str.lower())
-
-# %% ../../nbs/engine/03_drawn.ipynb #c018
-def _rgb(colour): # '#rrggbb' to three numbers from 0 to 255
+# %% ../../nbs/engine/03_drawn.ipynb #c7cb58e4
+def _rgb(colour):
     return np.array([int(colour[i:i+2], 16) for i in (1,3,5)], dtype=float)
-
-def _hex(rgb): return '#%02x%02x%02x' % tuple(int(round(min(255, max(0, v)))) for v in rgb)
+def _hex(rgb):
+    return '#%02x%02x%02x' % tuple(int(round(min(255, max(0, v)))) for v in rgb)
 def _ink(rgb): return tuple(int(min(255, max(0, v))) for v in rgb)
 def _mix(a, b, share): return np.asarray(a)*(1-share) + np.asarray(b)*share
 
-# %% ../../nbs/engine/03_drawn.ipynb #c019
-_jittered = dict(coat=.06, ear_size=.07, muzzle=.06, muzzle_width=.04, head=.035, jaw=.04, eye_size=.06, size=.06, legs=.05)
+_jittered = dict(coat=.06, ear_size=.07, muzzle=.06, muzzle_width=.04, head=.035,
+    jaw=.04, eye_size=.06, size=.06, legs=.05)
+_dark_zones = dict(points='mask ears feet tail', mask='mask ears', saddle='saddle',
+    hood='hood ears', cap='cap ears', wolf='saddle ears mask', flecks='ears', tan='',
+    patches='patch')
 
-def _individual(row, rng): # One animal of a breed: numbers and colours a little off
+def _individual(row, rng):
+    "One animal of a breed: numbers and colours a little off"
     t = SimpleNamespace(**{k: row[k] for k in row.index})
     for k,s in _jittered.items(): setattr(t, k, max(0., float(row[k]) + s*rng.normal()))
     if float(row['coat']) == 0: t.coat = 0.
     tone = rng.normal(0, 7) + rng.normal(0, 4, 3)
-    for k in ('base','second','point'): setattr(t, k, np.clip(_rgb(row[k]) + tone*(.6 + .4*(_rgb(row[k]).mean() > 60)) + rng.normal(0, 3, 3), 4, 252))
+    for k in ('base','second','point'):
+        c = _rgb(row[k])
+        setattr(t, k, np.clip(c + tone*(.6 + .4*(c.mean() > 60)) + rng.normal(0, 3, 3),
+            4, 252))
     t.eye = np.clip(_rgb(row['eye']) + rng.normal(0, 10, 3), 5, 250)
-    t.light, t.extra = set(str(row['light']).split('+')), set(str(row['extra']).split('+'))
+    for k in ('light','extra'): setattr(t, k, set(str(row[k]).split('+')))
     t.dark = set(_dark_zones.get(t.pattern, '').split())
     return t
 
-# %% ../../nbs/engine/03_drawn.ipynb #c020
-_dark_zones = dict(points='mask ears feet tail', mask='mask ears', saddle='saddle', hood='hood ears', cap='cap ears', wolf='saddle ears mask',
-                   flecks='ears', tan='', patches='patch')
+def _fur(t): return float(np.clip(t.coat, 0, 1.1))
 
-# %% ../../nbs/engine/03_drawn.ipynb #c024
-def _smooth(points, rounds=2): # Chaikin's corner cutting on a closed outline
+# %% ../../nbs/engine/03_drawn.ipynb #c4b9ae09
+def _smooth(points, rounds=2):
     p = np.asarray(points, dtype=float)
     for _ in range(rounds):
         q = np.roll(p, -1, 0)
@@ -103,12 +69,12 @@ def _smooth(points, rounds=2): # Chaikin's corner cutting on a closed outline
 def _ellipse(x, y, rx, ry, turn=0., n=28):
     a = np.linspace(0, 2*np.pi, n, endpoint=False)
     p = np.stack([rx*np.cos(a), ry*np.sin(a)], 1)
-    return p @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) + (x, y)
+    return p @ np.array([[np.cos(turn), np.sin(turn)],
+        [-np.sin(turn), np.cos(turn)]]) + (x, y)
 
-def _limb(points, widths, n=9): # A tube along a line of points, as wide as told at each of them
+def _limb(points, widths, n=9):
     p, w = np.asarray(points, float), np.asarray(widths, float)
-    s = np.linspace(0, 1, n)
-    k = np.linspace(0, 1, len(p))
+    s, k = np.linspace(0, 1, n), np.linspace(0, 1, len(p))
     c = np.stack([np.interp(s, k, p[:,0]), np.interp(s, k, p[:,1])], 1)
     c[1:-1] = (c[:-2] + 2*c[1:-1] + c[2:])/4
     d = np.gradient(c, axis=0)
@@ -116,28 +82,27 @@ def _limb(points, widths, n=9): # A tube along a line of points, as wide as told
     side = np.stack([-d[:,1], d[:,0]], 1) * np.interp(s, k, w)[:,None]
     return _smooth(np.concatenate([c + side, (c - side)[::-1]]), 1)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c027
-def _fluff(points, amount, rng, tuft=.16): # The outline with tufts of fur that stand out and hang a little
+# %% ../../nbs/engine/03_drawn.ipynb #c78e8512
+def _fluff(points, amount, rng, tuft=.16):
     p = np.asarray(points, float)
     if amount < .008: return p
-    step = np.linalg.norm(np.roll(p, -1, 0) - p, axis=1)
-    at = np.concatenate([[0], np.cumsum(step)])
+    at = np.concatenate([[0], np.cumsum(np.linalg.norm(np.roll(p, -1, 0) - p, axis=1))])
     n = 2*max(8, int(at[-1]/max(tuft, amount)/2 + .5)*2)
     where = (np.arange(n) + rng.uniform(-.25, .25, n)) * at[-1]/n % at[-1]
     q = np.stack([np.interp(where, at, np.append(p[:,i], p[0,i])) for i in (0,1)], 1)
     d = np.roll(q, -1, 0) - np.roll(q, 1, 0)
-    out = np.stack([d[:,1], -d[:,0]], 1) / (np.linalg.norm(d, axis=1, keepdims=True) + 1e-9)
+    out = np.stack([d[:,1], -d[:,0]], 1) / (np.linalg.norm(d, axis=1, keepdims=True)
+        + 1e-9)
     if ((p[:,0]*np.roll(p[:,1], -1) - p[:,1]*np.roll(p[:,0], -1)).sum() < 0): out = -out
-    reach = np.where(np.arange(n) % 2 == 0, rng.uniform(.25, 1.15, n), -.12) * amount
-    q = q + out*reach[:,None]
+    q = q + out*(np.where(np.arange(n) % 2 == 0, rng.uniform(.25, 1.15, n),
+        -.12) * amount)[:,None]
     q[::2,1] += amount*.45
     return _smooth(q, 1)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c031
-class _Canvas: # Where parts are painted one over another: colours, what is covered, and light and shadow at a ninth of the size, with a margin
+# %% ../../nbs/engine/03_drawn.ipynb #c81717cd
+class _Canvas:
     def __init__(self, picture, rng):
-        self.rgb, self.rng = picture, rng
-        self.w, self.h = picture.size
+        self.rgb, self.rng, (self.w, self.h) = picture, rng, picture.size
         self.cover = Image.new('L', picture.size)
         self.k, self.pad = 9, 6
         self.small = (-(-self.w//self.k) + 2*self.pad, -(-self.h//self.k) + 2*self.pad)
@@ -154,638 +119,770 @@ class _Canvas: # Where parts are painted one over another: colours, what is cove
 
     def px(self, points): return np.asarray(points, float) @ self.turn + self.at
 
-# %% ../../nbs/engine/03_drawn.ipynb #c032
+    def mask(self, p):
+        m = Image.new('L', self.small)
+        ImageDraw.Draw(m).polygon((p/self.k + self.pad).ravel().tolist(), fill=255)
+        return m
+
+    def line(self, points, colour, width):
+        _stroke(ImageDraw.Draw(self.rgb), self.px(points), colour, width*self.scale)
+
+def _stroke(pen, p, colour, width):
+    pen.line(p.ravel().tolist(), fill=_ink(colour), width=max(1, int(width + .5)),
+        joint='curve')
+
+# %% ../../nbs/engine/03_drawn.ipynb #c8b20755
 @patch
-def part(self:_Canvas, points, colour, paint=None, relief=1., shadow=.35, cover=255): # One part: filled, painted on, lit
+def part(self:_Canvas, points, colour, paint=None, relief=1., shadow=.35, cover=255):
     p = self.px(points)
     x0, y0 = np.maximum(np.floor(p.min(0)), 0).astype(int)
     x1, y1 = np.minimum(np.ceil(p.max(0)) + 1, (self.w, self.h)).astype(int)
     if x1 - x0 < 1 or y1 - y0 < 1: return
-    box, where = (x1 - x0, y1 - y0), (int(x0), int(y0))
-    mask = Image.new('L', (int(box[0]), int(box[1])))
-    ImageDraw.Draw(mask).polygon((p - (x0, y0)).ravel().tolist(), fill=255)
+    mask, where = Image.new('L', (int(x1 - x0), int(y1 - y0))), (int(x0), int(y0))
+    ImageDraw.Draw(mask).polygon((p - where).ravel().tolist(), fill=255)
     if paint is None: self.rgb.paste(_ink(colour), where, mask)
     else:
-        tile = _Tile(self, Image.new('RGB', mask.size, _ink(colour)), np.array([x0, y0]))
+        tile = _Tile(self, Image.new('RGB', mask.size, _ink(colour)),
+            np.array([x0, y0]))
         paint(tile)
         self.rgb.paste(tile.rgb, where, mask)
     self.cover.paste(cover, where, mask)
     if relief: self.light(p, relief, shadow)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c033
+# %% ../../nbs/engine/03_drawn.ipynb #cb6c8439
 @patch
-def light(self:_Canvas, p, relief, shadow): # Round the part's light towards the sun, and let it throw a soft shadow on what lies under it
-    m = Image.new('L', self.small)
-    ImageDraw.Draw(m).polygon((p/self.k + self.pad).ravel().tolist(), fill=255)
+def light(self:_Canvas, p, relief, shadow):
+    m = self.mask(p)
     r = float(max(1., .22*float(np.sqrt(np.ptp(p[:,0])*np.ptp(p[:,1])))/self.k))
     soft = m.filter(ImageFilter.BoxBlur(r)).filter(ImageFilter.BoxBlur(r*.6))
-    fall = ImageChops.offset(soft, *(-self.sun*max(1.5, r*.5)).round().astype(int).tolist())
-    m, soft, fall = (np.asarray(x, dtype=np.float32)*(1/255) for x in (m.filter(ImageFilter.BoxBlur(.6)), soft, fall))
-    own = ((soft - .93)*.38 + (soft - fall)*.75) * relief
+    fall = ImageChops.offset(soft,
+        *(-self.sun*max(1.5, r*.5)).round().astype(int).tolist())
+    m, soft, fall = (np.asarray(x, dtype=np.float32)*(1/255)
+        for x in (m.filter(ImageFilter.BoxBlur(.6)), soft, fall))
     if shadow: self.shade -= shadow*fall*(1 - m)*self.filled
-    self.shade += (own - self.shade)*m
+    self.shade += (((soft - .93)*.38 + (soft - fall)*.75) * relief - self.shade)*m
     self.filled = np.maximum(self.filled, m)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c034
 @patch
-def ground_shadow(self:_Canvas, x, y, rx, ry=.22): # The shadow of a whole animal on the floor
-    m = Image.new('L', self.small)
-    ImageDraw.Draw(m).polygon((self.px(_ellipse(x, y, rx, ry))/self.k + self.pad).ravel().tolist(), fill=255)
-    self.shade -= np.asarray(m.filter(ImageFilter.BoxBlur(max(1., .12*float(self.scale)/self.k))), dtype=np.float32)*(.4/255)
+def ground_shadow(self:_Canvas, x, y, rx, ry=.22):
+    m = self.mask(self.px(_ellipse(x, y, rx, ry))).filter(ImageFilter.BoxBlur(max(1.,
+        .12*float(self.scale)/self.k)))
+    self.shade -= np.asarray(m, dtype=np.float32)*(.4/255)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c036
-class _Tile: # The surface of one part while it is painted; what leaves the part is cut off
+# %% ../../nbs/engine/03_drawn.ipynb #ca355003
+class _Tile:
     def __init__(self, canvas, rgb, origin):
-        self.c, self.rgb, self.origin, self.pen, self.rng = canvas, rgb, origin, ImageDraw.Draw(rgb), canvas.rng
+        self.c, self.rgb, self.origin, self.rng = canvas, rgb, origin, canvas.rng
+        self.pen = ImageDraw.Draw(rgb)
 
     def px(self, points): return self.c.px(points) - self.origin
-    def fill(self, points, colour): self.pen.polygon(self.px(points).ravel().tolist(), fill=_ink(colour))
-    def line(self, points, colour, width=.03): 
-        self.pen.line(self.px(points).ravel().tolist(), fill=_ink(colour), width=max(1, int(width*self.c.scale + .5)), joint='curve')
+    def fill(self, points, colour):
+        self.pen.polygon(self.px(points).ravel().tolist(), fill=_ink(colour))
+    def line(self, points, colour, width=.03):
+        _stroke(self.pen, self.px(points), colour, width*self.c.scale)
 
-    def soft(self, points, colour, blur=.12, strength=1.): # A marking whose edge fades
-        k = 6
-        w, h = self.rgb.size
+    def soft(self, points, colour, blur=.12, strength=1.):
+        k, (w, h) = 6, self.rgb.size
         m = Image.new('L', (w//k + 2, h//k + 2))
-        ImageDraw.Draw(m).polygon((self.px(points)/k).ravel().tolist(), fill=int(255*strength))
+        ImageDraw.Draw(m).polygon((self.px(points)/k).ravel().tolist(),
+            fill=int(255*strength))
         m = m.filter(ImageFilter.BoxBlur(float(max(.5, blur*self.c.scale/k))))
-        self.rgb.paste(_ink(colour), (0, 0), m.resize((m.width*k, m.height*k), Image.BILINEAR).crop((0, 0, w, h)))
+        self.rgb.paste(_ink(colour), (0, 0), m.resize((m.width*k, m.height*k),
+            Image.BILINEAR).crop((0, 0, w, h)))
 
-    def hair(self, n, at, spread, length, contrast=.12, centre=(0, 0)): # Strokes that run away from the centre and hang down, in the colour they begin on
-        rng, sc = self.rng, self.c.scale
-        p = np.asarray(at) + rng.uniform(-1, 1, (n, 2))*spread
+    def hair(self, n, at, spread, length, contrast=.12, centre=(0, 0)):
+        rng, p = self.rng, np.asarray(at) + self.rng.uniform(-1, 1, (n, 2))*spread
         d = (p - centre)*.6 + (0, .6)
         d *= length/(np.linalg.norm(d, axis=1, keepdims=True) + .3)
         a, b = self.px(p), self.px(p + d + rng.normal(0, .12*length, (n, 2)))
-        gain, seen = 1 + contrast*rng.uniform(-1, 1, n), np.asarray(self.rgb)
+        gain, seen = 1 + contrast*rng.uniform(-1, 1, (n, 1)), np.asarray(self.rgb)
         x, y = np.clip(a.astype(int), 0, (self.rgb.width - 1, self.rgb.height - 1)).T
-        ink = np.clip(seen[y, x]*gain[:,None] + 14*(gain[:,None] - 1), 0, 255).astype(int)
-        width = max(1, int(.028*sc))
-        for s,e,i in zip(a.tolist(), b.tolist(), ink.tolist()): self.pen.line(s + e, fill=tuple(i), width=width)
+        ink = np.clip(seen[y, x]*gain + 14*(gain - 1), 0, 255).astype(int)
+        width = max(1, int(.028*self.c.scale))
+        for s,e,i in zip(a.tolist(), b.tolist(), ink.tolist()):
+            self.pen.line(s + e, fill=tuple(i), width=width)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c037
-class _ContactSheet:
-    "Pictures in a grid, shown as one small JPEG."
-    def __init__(self,
-                 pictures, # PIL pictures
-                 titles=None, # A short text under each, of one or two lines, or None
-                 columns:int=6, # Pictures in a row
-                 width:int=720, # Of the whole sheet, in pixels
-                 aspect:float=4/3): # Width by height of a cell; pictures are cropped to it
-        self.titles, self.columns = list([] if titles is None else titles), columns
-        self.cell = (width//columns - 4, int((width//columns - 4)/aspect))
-        self.pictures = [ImageOps.fit(p.convert('RGB'), self.cell, Image.Resampling.BICUBIC) for p in pictures]
-
-    @property
-    def image(self): # The sheet as one RGB picture
-        w, h = self.cell
-        titles = [textwrap.wrap(t.replace('_', ' '), max(1, w//5))[:2] for t in self.titles]
-        below = 3 + 12*max(map(len, titles)) if titles else 0
-        sheet = Image.new('RGB', (self.columns*(w + 4), -(-len(self.pictures)//self.columns)*(h + 4 + below)), '#fbfaf7')
-        pen = ImageDraw.Draw(sheet)
-        for i,p in enumerate(self.pictures):
-            x, y = i%self.columns*(w + 4) + 2, i//self.columns*(h + 4 + below) + 2
-            sheet.paste(p, (x, y))
-            if i < len(titles): pen.multiline_text((x + 2, y + h + 1), '\n'.join(titles[i]), fill='#333333', spacing=1)
-        return sheet
-
-    def __repr__(self): return f'_ContactSheet of {len(self.pictures)} pictures, {self.columns} in a row'
-    def _repr_jpeg_(self):
-        out = io.BytesIO()
-        self.image.save(out, 'JPEG', quality=80)
-        return out.getvalue()
-
-# %% ../../nbs/engine/03_drawn.ipynb #c041
-def _coat(tile, t, box, part='body'): # The pattern of the coat inside box = (x0, y0, x1, y1)
-    rng, (x0, y0, x1, y1) = tile.rng, box
-    w, h, dark = x1 - x0, y1 - y0, _mix(t.base, t.point, .82)
+# %% ../../nbs/engine/03_drawn.ipynb #c9145043
+def _coat(tile, t, box, part='body'):
+    x0, y0, x1, y1 = box
+    w, h, dark, body = x1 - x0, y1 - y0, _mix(t.base, t.point, .82), part == 'body'
     if t.pattern in ('spots', 'rosettes'): _spots(tile, t, box, dark, part)
-    elif t.pattern == 'tabby': _stripes(tile, t, box, dark, .30 if part == 'body' else .22, .055)
-    elif t.pattern == 'brindle': _stripes(tile, t, box, _mix(t.base, t.point, .6), .16, .022)
-    elif t.pattern == 'ticked': tile.hair(int(22*w*h) + 10, ((x0+x1)/2, (y0+y1)/2), (w/2, h/2), .10, .30)
-    elif t.pattern == 'flecks' or (t.pattern == 'hood' and part == 'body'):
-        _blots(tile, int((16 if part == 'body' else 9)*w*h), box, (.02, .07), (.02, .06), 0, _mix(t.base, t.point, .75))
-    elif t.pattern == 'patches' and part == 'body': _blots(tile, 3, box, (.12*w, .25*w), (.12*h, .25*h), .08, t.point)
+    elif t.pattern == 'tabby': _stripes(tile, box, dark, .30 if body else .22, .055)
+    elif t.pattern == 'brindle':
+        _stripes(tile, box, _mix(t.base, t.point, .6), .16, .022)
+    elif t.pattern == 'ticked':
+        tile.hair(int(22*w*h) + 10, ((x0+x1)/2, (y0+y1)/2), (w/2, h/2), .10, .30)
+    elif t.pattern == 'flecks' or (t.pattern == 'hood' and body):
+        _blots(tile, int((16 if body else 9)*w*h), box, (.02, .07), (.02, .06), 0,
+            _mix(t.base, t.point, .75))
+    elif t.pattern == 'patches' and body:
+        _blots(tile, 3, box, (.12*w, .25*w), (.12*h, .25*h), .08, t.point)
 
-def _blots(tile, n, box, wide, high, rough, colour): # n spots of any size, roughly round
+def _blots(tile, n, box, wide, high, rough, colour):
     rng, (x0, y0, x1, y1) = tile.rng, box
     for _ in range(n):
-        spot = _ellipse(rng.uniform(x0, x1), rng.uniform(y0, y1), rng.uniform(*wide), rng.uniform(*high), n=9 if rough else 6)
-        tile.fill(_smooth(spot + rng.normal(0, rough, spot.shape)) if rough else spot, colour)
+        spot = _ellipse(rng.uniform(x0, x1), rng.uniform(y0, y1), rng.uniform(*wide),
+            rng.uniform(*high), n=9 if rough else 6)
+        tile.fill(_smooth(spot + rng.normal(0, rough, spot.shape)) if rough else spot,
+            colour)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c042
+# %% ../../nbs/engine/03_drawn.ipynb #c4feba2c
 def _spots(tile, t, box, dark, part):
     rng, (x0, y0, x1, y1) = tile.rng, box
-    step = .30 if part == 'body' else .24
+    step, head = (.24, True) if part == 'head' else (.30 if part == 'body' else .24,
+        False)
     for y in np.arange(y0, y1, step):
         for x in np.arange(x0, x1, step):
             u, v = x + rng.uniform(0, step), y + rng.uniform(0, step)
-            if part == 'head' and v > -.28 and abs(u) < .75: continue
-            r = rng.uniform(.055, .085) if part == 'head' else rng.uniform(.07, .115)
+            if head and v > -.28 and abs(u) < .75: continue
+            r = rng.uniform(.055, .085) if head else rng.uniform(.07, .115)
             tile.fill(_ellipse(u, v, r*1.3, r, rng.uniform(-.5, .5), n=9), dark)
-            if t.pattern == 'rosettes' and r > .085: tile.fill(_ellipse(u + .02, v + .01, r*.75, r*.5, n=8), _mix(t.base, t.point, .35))
+            if t.pattern == 'rosettes' and r > .085:
+                tile.fill(_ellipse(u + .02, v + .01, r*.75, r*.5, n=8),
+                    _mix(t.base, t.point, .35))
 
-def _stripes(tile, t, box, colour, step, width):
+def _stripes(tile, box, colour, step, width):
     rng, (x0, y0, x1, y1) = tile.rng, box
     for y in np.arange(y0, y1, step):
-        for side in (-1, 1):
-            edge, mid = (x0 if side < 0 else x1), (x0 + x1)/2
-            far = edge + (mid - edge)*rng.uniform(.55, .85)
-            xs = np.linspace(edge, far, 5)
-            ys = y + .12*np.sin(np.linspace(0, 2.5, 5) + rng.uniform(0, 1)) + rng.uniform(-.05, .05)
+        for edge in (x0, x1):
+            xs = np.linspace(edge, edge + ((x0 + x1)/2 - edge)*rng.uniform(.55, .85), 5)
+            ys = y + .12*np.sin(np.linspace(0, 2.5, 5)
+                + rng.uniform(0, 1)) + rng.uniform(-.05, .05)
             tile.line(np.stack([xs, ys], 1), colour, width*rng.uniform(.7, 1.5))
 
-# %% ../../nbs/engine/03_drawn.ipynb #c046
-class _Head: # The geometry of a head that is turned aside: a point (x, y, depth) to a point on the picture
+# %% ../../nbs/engine/03_drawn.ipynb #c32287f1
+class _Head:
     def __init__(self, t, yaw, pitch=0.):
-        self.t, self.sin, self.cos, self.pitch = t, np.sin(yaw), np.cos(yaw), pitch
-        self.cat = t.species == 'cat'
+        self.t, self.pitch, self.cat = t, pitch, t.species == 'cat'
+        self.sin, self.cos = np.sin(yaw), np.cos(yaw)
 
-    def __call__(self, x, y, z=0.): return np.array([x*self.cos + z*self.sin, y + z*self.pitch])
+    def __call__(self, x, y, z=0.):
+        return np.array([x*self.cos + z*self.sin, y + z*self.pitch])
+    def at(self, points): return _smooth([self(*p) for p in points])
 
     def outline(self):
         t, w = self.t, self.t.head*(1 + .10*_fur(self.t))
         chin, jaw = (.86 if self.cat else .80), t.jaw*w
-        half = [(.42*w, -.90, 0), (.78*w, -.66, 0), (.96*w, -.18, 0), (.92*w*(.9 + .1*t.jaw), .24, .1), (jaw*.86, .62, .2), (jaw*.42, chin, .3)]
-        return _smooth([self(x, y, z) for x,y,z in half] + [self(-x, y, z) for x,y,z in half[::-1]])
+        half = [(.42*w, -.90, 0), (.78*w, -.66, 0), (.96*w, -.18, 0),
+            (.92*w*(.9 + .1*t.jaw), .24, .1), (jaw*.86, .62, .2), (jaw*.42, chin, .3)]
+        return self.at(half + [(-x, y, z) for x,y,z in half[::-1]])
 
-def _fur(t): return float(np.clip(t.coat, 0, 1.1))
+def _ear_colour(t):
+    if 'ears' in t.dark or t.pattern == 'flecks': return t.point
+    return _mix(t.base, t.point, .25)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c047
-def _ear_colour(t): return t.point if 'ears' in t.dark else (_mix(t.base, t.point, .25) if t.pattern not in ('flecks',) else t.point)
-
-def _pricked_ears(c, h, t): # Ears that stand: behind the skull
-    size, rng = .62*t.ear_size, c.rng
+# %% ../../nbs/engine/03_drawn.ipynb #c21b4422
+def _pricked_ears(c, h, t):
+    size, blunt = .62*t.ear_size, 0. if t.ear == 'pricked' else .25
     for side in (-1, 1):
         x, lean = .60*t.head*side, side*(.16 + .20*(t.ear_size > 1.3))
         tip = h(x + lean*size*1.6 + side*.08, -.66 - .08*_fur(t) - 1.15*size, -.15)
-        inner, outer = h(x - side*.40*(.7 + .3*t.ear_size), -.78, 0), h(x + side*.34*(.7 + .3*t.ear_size), -.30, -.1)
-        blunt = .0 if t.ear == 'pricked' else .25
+        inner, outer = h(x - side*.40*(.7 + .3*t.ear_size), -.78, 0), h(x
+            + side*.34*(.7 + .3*t.ear_size), -.30, -.1)
         mid = (inner + outer)/2
         tip = tip + (mid - tip)*blunt
         wide = (outer - inner)*(.07 + blunt*.55)
-        shape = _smooth([inner, inner + (tip - inner)*.55 - (outer - inner)*.06, tip - wide, tip + wide, outer + (tip - outer)*.5 + (outer - inner)*.08, outer, mid + (mid - tip)*.25], 2)
+        shape = _smooth([inner, inner + (tip - inner)*.55 - (outer - inner)*.06, tip
+            - wide, tip + wide, outer + (tip - outer)*.5 + (outer - inner)*.08, outer,
+            mid + (mid - tip)*.25])
         pink = _mix(_ear_colour(t), (226, 160, 150), .55 if t.coat < .9 else .35)
         def paint(tile, m=shape.mean(0), s=shape):
             tile.soft(m + (s - m)*(.62, .66) + (0, .08), pink, .05)
             if t.coat > .3: tile.hair(14, m + (0, .25), (.2, .2), .3, .15, m)
-        c.part(_fluff(shape, .02 + .06*_fur(t), rng), _ear_colour(t), paint)
-        if 'tufts' in t.extra: c.part(np.array([tip - (.05, -.05), tip + (side*.06, -.26), tip + (.06, .08)]), t.point, relief=0)
+        c.part(_fluff(shape, .02 + .06*_fur(t), c.rng), _ear_colour(t), paint)
+        if 'tufts' in t.extra:
+            c.part(np.array([tip - (.05, -.05), tip + (side*.06, -.26), tip
+                + (.06, .08)]), t.point, relief=0)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c048
-def _hanging_ears(c, h, t): # Ears that fold or fall: over the skull
-    rng, s = c.rng, t.ear_size
+# %% ../../nbs/engine/03_drawn.ipynb #c746581d
+def _hanging_ears(c, h, t):
+    s = t.ear_size
     for side in (-1, 1) if h.sin < 0 else (1, -1):
-        x, w = .80*t.head*side, t.head
+        x = .80*t.head*side
         if t.ear in ('dropped', 'feathered'):
             out, low = .30, -.62 + 1.15*s
-            half = [(x*.80, -.74, .1), (x + side*out*.7, -.66, 0), (x + side*out*1.25, -.2, 0), (x + side*out*1.35, low*.55, 0), (x + side*out*.7, low, .05), (x + side*.02, low*.8, .1), (x*.92, -.1, .1)]
+            half = [(x*.80, -.74, .1), (x + side*out*.7, -.66, 0),
+                (x + side*out*1.25, -.2, 0), (x + side*out*1.35, low*.55, 0),
+                (x + side*out*.7, low, .05), (x + side*.02, low*.8, .1),
+                (x*.92, -.1, .1)]
         elif t.ear == 'button':
-            half = [(x*.62, -.86, .1), (x + side*.12, -.92, 0), (x + side*.30, -.70, 0), (x + side*.22, -.66 + .5*s, .1), (x*.92, -.62 + .55*s, .15), (x*.76, -.45, .15)]
-        else: half = [(x*.66, -.86, .1), (x + side*.02, -1.02, 0), (x + side*.26*s, -.98, 0), (x + side*.62*s, -.66, -.1), (x + side*.60*s, -.58, -.1), (x + side*.24*s, -.62, 0), (x*.92, -.52, .1), (x*.78, -.62, .1)]
-        shape = _smooth([h(*p) for p in half])
-        amount = .02 + .05*_fur(t) + .07*(t.ear == 'feathered')
-        colour, m = _ear_colour(t), shape.mean(0)
+            half = [(x*.62, -.86, .1), (x + side*.12, -.92, 0), (x + side*.30, -.70, 0),
+                (x + side*.22, -.66 + .5*s, .1), (x*.92, -.62 + .55*s, .15),
+                (x*.76, -.45, .15)]
+        else:
+            half = [(x*.66, -.86, .1), (x + side*.02, -1.02, 0),
+                (x + side*.26*s, -.98, 0), (x + side*.62*s, -.66, -.1),
+                (x + side*.60*s, -.58, -.1), (x + side*.24*s, -.62, 0),
+                (x*.92, -.52, .1), (x*.78, -.62, .1)]
+        shape = h.at(half)
+        m = shape.mean(0)
         def paint(tile):
-            tile.hair(int(10 + 16*_fur(t)), m + (0, .1), (.3, .4*s), .12 + .3*_fur(t), .13, m - (0, .6))
-        c.part(_fluff(shape, amount, rng), colour, paint, shadow=.45)
+            tile.hair(int(10 + 16*_fur(t)), m + (0, .1), (.3, .4*s), .12 + .3*_fur(t),
+                .13, m - (0, .6))
+        c.part(_fluff(shape, .02 + .05*_fur(t) + .07*(t.ear == 'feathered'), c.rng),
+            _ear_colour(t), paint, shadow=.45)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c050
-def _face_marks(tile, h, t): # What is painted on the skull
-    w, base = t.head, t.base
+# %% ../../nbs/engine/03_drawn.ipynb #cae77ba7
+def _face_marks(tile, h, t):
+    w = t.head
+    def blur(x, y, z, rx, ry, colour, *args):
+        tile.soft(_ellipse(*h(x, y, z), rx, ry), colour, *args)
     _coat(tile, t, (-1.1*w, -1, 1.1*w, .4), 'head')
     if 'hood' in t.dark: tile.fill(_ellipse(0, 0, 2, 2), t.point)
     if 'cap' in t.dark:
-        for s in (-1, 1): tile.fill(_smooth([h(s*.10, -1.1, .3), h(s*1.5, -1.1), h(s*1.5, .35), h(s*.62, .38, .5), h(s*.24, -.05, .8)]), t.point)
-    if t.pattern == 'patches' and 'patch' in t.dark: tile.fill(_smooth(_ellipse(*h(.48, -.25, .5), .52, .6, n=10) + tile.rng.normal(0, .04, (10, 2))), t.point)
-    if t.pattern == 'points': tile.soft(_ellipse(*h(0, .12, .55), .66*w, .74), t.point, .24, .92)
+        for s in (-1, 1):
+            tile.fill(h.at([(s*.10, -1.1, .3), (s*1.5, -1.1), (s*1.5, .35),
+                (s*.62, .38, .5), (s*.24, -.05, .8)]), t.point)
+    if t.pattern == 'patches':
+        tile.fill(_smooth(_ellipse(*h(.48, -.25, .5), .52, .6, n=10)
+            + tile.rng.normal(0, .04, (10, 2))), t.point)
+    if t.pattern == 'points': blur(0, .12, .55, .66*w, .74, t.point, .24, .92)
     if t.pattern == 'mask':
-        tile.soft(_ellipse(*h(0, .42, .5), .62*w, .58), t.point, .12)
-        for s in (-1, 1): tile.soft(_ellipse(*h(s*.42, -.12, .7), .26, .24), t.point, .08, .8)
+        blur(0, .42, .5, .62*w, .58, t.point, .12)
+        for s in (-1, 1): blur(s*.42, -.12, .7, .26, .24, t.point, .08, .8)
     if 'spectacles' in t.extra: _spectacles(tile, h, t)
-    if t.pattern == 'wolf': tile.soft(_ellipse(*h(0, -.8, .2), .8*w, .4), t.point, .16, .7)
-    if 'cheeks' in t.light:
-        for s in (-1, 1): tile.soft(_ellipse(*h(s*.62*w, .42, .3), .34, .42), t.second, .1)
-    if 'blaze' in t.light: tile.fill(_smooth([h(-.06, -1.05, .4), h(.06, -1.05, .4), h(.13, -.3, .9), h(.40, .5, .9), h(-.40, .5, .9), h(-.13, -.3, .9)]), t.second)
-    if t.pattern == 'tabby' or t.pattern in ('spots', 'rosettes'): _forehead_m(tile, h, t)
-    if 'wrinkles' in t.extra:
-        for y in (-.62, -.48, -.34): tile.line([h(x, y + .10*abs(x)*2 - .06*np.cos(6*x), .8) for x in np.linspace(-.34, .34, 7)], _mix(base, t.point, .40), .03)
-    tile.hair(int(16 + 34*_fur(t)), h(0, -.2, .2), (.85*w, .8), .10 + .22*_fur(t), .07, h(0, .1, .3))
+    if t.pattern == 'wolf': blur(0, -.8, .2, .8*w, .4, t.point, .16, .7)
+    for s in (-1, 1) if 'cheeks' in t.light else ():
+        blur(s*.62*w, .42, .3, .34, .42, t.second, .1)
+    if 'blaze' in t.light:
+        tile.fill(h.at([(-.06, -1.05, .4), (.06, -1.05, .4), (.13, -.3, .9),
+            (.40, .5, .9), (-.40, .5, .9), (-.13, -.3, .9)]), t.second)
+    if t.pattern in ('tabby', 'spots', 'rosettes'): _forehead_m(tile, h, t)
+    for y in (-.62, -.48, -.34) if 'wrinkles' in t.extra else ():
+        tile.line([h(x, y + .10*abs(x)*2 - .06*np.cos(6*x), .8)
+            for x in np.linspace(-.34, .34, 7)], _mix(t.base, t.point, .40), .03)
+    tile.hair(int(16 + 34*_fur(t)), h(0, -.2, .2), (.85*w, .8), .10 + .22*_fur(t), .07,
+        h(0, .1, .3))
 
+# %% ../../nbs/engine/03_drawn.ipynb #cc8e9123
 def _forehead_m(tile, h, t):
-    dark = _mix(t.base, t.point, .85)
+    stripes = [[(.06, -.35, .85), (.16, -.62, .7), (.20, -.95, .4)],
+        [(.26, -.36, .85), (.40, -.60, .7), (.46, -.88, .4)],
+        [(.62, -.02, .6), (.85, .08, .3), (1.1, .05, 0)],
+        [(.56, .22, .6), (.80, .36, .3), (1.0, .38, 0)]]
     for s in (-1, 1):
-        tile.line([h(s*.06, -.35, .85), h(s*.16, -.62, .7), h(s*.20, -.95, .4)], dark, .055)
-        tile.line([h(s*.26, -.36, .85), h(s*.40, -.60, .7), h(s*.46, -.88, .4)], dark, .055)
-        tile.line([h(s*.62, -.02, .6), h(s*.85, .08, .3), h(s*1.1, .05, 0)], dark, .055)
-        tile.line([h(s*.56, .22, .6), h(s*.80, .36, .3), h(s*1.0, .38, 0)], dark, .05)
+        for points,width in zip(stripes, (.055, .055, .055, .05)):
+            tile.line([h(s*x, y, z) for x,y,z in points], _mix(t.base, t.point, .85),
+                width)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c052
-def _eyes(c, h, t, mood): # Two eyes: open, half open or closed
-    x, y = (.42, -.08) if h.cat else (.40, -.14)
-    r = (.185 if h.cat else .138)*t.eye_size
-    lid = _mix(t.base, t.point, .55) if not ('mask' in t.dark or 'hood' in t.dark) else t.point
-    if 'cap' in t.dark: lid = t.point
+def _spectacles(tile, h, t):
+    for s in (-1, 1):
+        p = h(s*.42, -.12, .72)
+        tile.soft(_ellipse(*p, .32, .28), t.point, .05, .8)
+        tile.soft(_ellipse(*p, .26, .23), _mix(t.second, (255, 255, 255), .3), .05)
+        tile.line(p + np.array([(s*.24, .02), (s*.44, -.06), (s*.66, -.24)]), t.point,
+            .06)
+
+# %% ../../nbs/engine/03_drawn.ipynb #cfd60229
+def _eyes(c, h, t, mood):
+    x, y, r = (.42, -.08, .185*t.eye_size) if h.cat else (.40, -.14, .138*t.eye_size)
+    lid = t.point if t.dark & {'mask', 'hood', 'cap'} else _mix(t.base, t.point, .55)
     if 'silky' in t.extra: lid = _mix(t.base, (60, 35, 20), .6)
     rim = _mix(lid, (15, 12, 12), .75)
     for side in (-1, 1):
         p = h(x*side*(.8 + .2*t.head), y, .75)
         squash = np.clip(1 - .30*abs(h.sin)*(1 + side*np.sign(h.sin))*.6, .5, 1)
         if mood == 'asleep':
-            arc = p + np.stack([np.linspace(-r, r, 7)*squash*1.1, .35*r*np.sin(np.linspace(0, np.pi, 7))], 1)
-            c.line(arc, rim if lid.mean() > 60 else lid*1.9 + 25, .045); continue
+            arc = p + np.stack([np.linspace(-r, r, 7)*squash*1.1,
+                .35*r*np.sin(np.linspace(0, np.pi, 7))], 1)
+            c.line(arc, rim if lid.mean() > 60 else lid*1.9 + 25, .045)
+            continue
         tilt = -.30*side if h.cat else .12*side
         shape = _ellipse(*p, r*squash*1.22, r*(1.08 if h.cat else 1.14), tilt)
+        look = p + (.18*r*dict(left=-1., right=1.).get(mood, 0.), .02)
         c.part(shape, rim, relief=0)
         c.part(_ellipse(*p, r*squash, r*.92, tilt), t.eye, relief=0)
-        look = p + (.18*r*_mood_x(mood), .02)
-        c.part(_ellipse(*look, r*squash*(t.pupil if h.cat else .66), r*(.80 if h.cat else .66)), (12, 10, 12), relief=0)
+        c.part(_ellipse(*look, r*squash*(t.pupil if h.cat else .66),
+            r*(.80 if h.cat else .66)), (12, 10, 12), relief=0)
         if mood == 'drowsy': c.part(shape[(shape[:,1] < p[1] - r*.05)], lid, relief=0)
-        c.part(_ellipse(*(p + (-.28*r, -.34*r)), .24*r, .24*r, n=10), (255, 255, 255), relief=0)
-        c.part(_ellipse(*(p + (.30*r, .34*r)), .11*r, .11*r, n=8), (235, 240, 250), relief=0)
+        c.part(_ellipse(*(p + (-.28*r, -.34*r)), .24*r, .24*r, n=10), (255, 255, 255),
+            relief=0)
+        c.part(_ellipse(*(p + (.30*r, .34*r)), .11*r, .11*r, n=8), (235, 240, 250),
+            relief=0)
 
-def _mood_x(mood): return dict(left=-1., right=1.).get(mood, 0.)
-
-@patch
-def line(self:_Canvas, points, colour, width): # A line on the whole canvas
-    ImageDraw.Draw(self.rgb).line(self.px(points).ravel().tolist(), fill=_ink(colour), width=max(1, int(width*self.scale + .5)), joint='curve')
-
-# %% ../../nbs/engine/03_drawn.ipynb #c054
-def _pale_muzzle(t): return t.species == 'cat' or t.coat > .5
-
+# %% ../../nbs/engine/03_drawn.ipynb #c27ab979
 def _muzzle_colour(t):
-    if 'mask' in t.dark or 'hood' in t.dark: return _mix(t.base, t.point, .92)
-    if t.pattern in ('tan',): return t.second
-    return t.second if ('muzzle' in t.light or 'blaze' in t.light) else _mix(t.base, t.second, .5 if _pale_muzzle(t) else .2)
+    if t.dark & {'mask', 'hood'}: return _mix(t.base, t.point, .92)
+    if t.pattern == 'tan' or t.light & {'muzzle', 'blaze'}: return t.second
+    return _mix(t.base, t.second, .5 if t.species == 'cat' or t.coat > .5 else .2)
 
 def _cat_muzzle(c, h, t, nose):
-    colour, deep = _muzzle_colour(t), .78 + .3*t.muzzle
-    w, y = .30 + .16*t.muzzle_width, .36
+    colour, deep, y, d = _muzzle_colour(t), .78 + .3*t.muzzle, .36, .115
+    w = .30 + .16*t.muzzle_width
     c.part(_ellipse(*h(0, y + .24, deep - .1), .20, .16), colour, relief=.6, shadow=.15)
     for s in (-1, 1):
-        def paint(tile): 
-            for i in range(4): tile.fill(_ellipse(*h(s*(.12 + .055*i), y + .02 + .05*(i%2), deep), .014, .014, n=6), _mix(colour, (40, 30, 25), .5))
-        c.part(_fluff(_ellipse(*h(s*w*.52, y + .02, deep), w*.62, .205), .02, c.rng), colour, paint, relief=.8, shadow=.12)
-    n, d = h(0, .17 + .04*t.muzzle, deep + .12), .115
-    if t.muzzle < .1: n = h(0, .07, deep + .02)
+        def paint(tile):
+            for i in range(4):
+                tile.fill(_ellipse(*h(s*(.12 + .055*i), y + .02 + .05*(i%2), deep),
+                    .014, .014, n=6), _mix(colour, (40, 30, 25), .5))
+        c.part(_fluff(_ellipse(*h(s*w*.52, y + .02, deep), w*.62, .205), .02, c.rng),
+            colour, paint, relief=.8, shadow=.12)
+    n = h(0, .07, deep + .02) if t.muzzle < .1 else h(0, .17 + .04*t.muzzle, deep + .12)
     c.line([n, n + (0, .2)], _mix(colour, (60, 30, 30), .6), .025)
-    for s in (-1, 1): c.line([n + (0, .19), n + (s*.10, .27), n + (s*.22, .25)], _mix(colour, (60, 30, 30), .65), .03)
-    c.part(_smooth([n + (-d, -.05), n + (d, -.05), n + (d*.5, .06), n + (0, .10), n + (-d*.5, .06)], 1), nose, relief=.5, shadow=.1)
+    for s in (-1, 1):
+        c.line([n + (0, .19), n + (s*.10, .27), n + (s*.22, .25)],
+            _mix(colour, (60, 30, 30), .65), .03)
+    c.part(_smooth(n + np.array([(-d, -.05), (d, -.05), (d*.5, .06), (0, .10),
+        (-d*.5, .06)]), 1), nose, relief=.5, shadow=.1)
 
 def _whiskers(c, h, t):
-    if 'wrinkles' in t.extra: return
-    for s in (-1, 1):
+    for s in (-1, 1) if 'wrinkles' not in t.extra else ():
         for i in range(3):
             a = h(s*.24, .38 + .06*i, .8)
-            c.line([a, a + (s*.42, -.06 + .07*i), a + (s*.88, -.02 + .16*i)], (245, 243, 238) if t.base.mean() > 40 else (200, 200, 205), .012)
+            colour = (245, 243, 238) if t.base.mean() > 40 else (200, 200, 205)
+            c.line([a, a + (s*.42, -.06 + .07*i), a + (s*.88, -.02 + .16*i)], colour,
+                .012)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c056
+# %% ../../nbs/engine/03_drawn.ipynb #c6f1f587
 def _dog_muzzle(c, h, t, nose, happy):
-    rng, colour, ln = c.rng, _muzzle_colour(t), t.muzzle
-    w = .20 + .30*t.muzzle_width
-    root, tip = h(0, .16, .70), h(0, .26 + .24*ln, .72 + .62*ln)
-    drop = .10 + .20*t.muzzle_width
+    colour, wide = _muzzle_colour(t), t.muzzle_width
+    w, drop = .20 + .30*wide, .10 + .20*wide
+    root, tip = h(0, .16, .70), h(0, .26 + .24*t.muzzle, .72 + .62*t.muzzle)
     jowl = .16 if 'jowls' in t.extra else 0
+    def from_tip(points): return _smooth(tip + np.array(points))
     if happy:
-        c.part(_smooth([tip + (-w*.72, drop*.4), tip + (w*.72, drop*.4), tip + (w*.5, drop + .34), tip + (-w*.5, drop + .34)]), (70, 28, 32), relief=0)
-        c.part(_smooth([tip + (-w*.42, drop*.6), tip + (w*.42, drop*.6), tip + (w*.40, drop + .44), tip + (0, drop + .54), tip + (-w*.40, drop + .44)]), (226, 120, 128), relief=.6, shadow=0)
-    else: c.part(_ellipse(*(tip + (0, drop*1.1)), w*.62, .17), _mix(colour, (20, 15, 15), .12), relief=.6, shadow=.2)
-    side = [root + (w*.80, -.20), root + (w*1.02, .15), tip + (w*(1.05 + jowl), .12), tip + (w*(.88 + jowl), drop + jowl), tip + (w*.35, drop + .02 + jowl*.6)]
-    other = [root + (-w*.80, -.20), root + (-w*1.02, .15), tip + (-w*(1.05 + jowl), .12), tip + (-w*(.88 + jowl), drop + jowl), tip + (-w*.35, drop + .02 + jowl*.6)]
-    def paint(tile):
-        if t.pattern == 'flecks': _coat(tile, t, (tip[0] - w, tip[1] - .4, tip[0] + w, tip[1] + .3), 'head')
-        if t.pattern == 'tan': tile.fill(_smooth([root + (-w*.5, -.5), root + (w*.5, -.5), tip + (w*.42, 0), tip + (-w*.42, 0)]), t.base)
-        if 'wrinkles' in t.extra: 
-            for s in (-1, 1): tile.line([root + (s*w*.3, -.12), root + (s*w*.8, .05)], _mix(colour, (0, 0, 0), .3), .03)
-        tile.hair(int(8 + 14*_fur(t)), (root + tip)/2, (w, .3), .08 + .1*_fur(t), .06, root)
-    c.part(_fluff(_smooth(side + [tip + (0, drop*.82)] + other[::-1]), .006 + .03*_fur(t), rng), colour, paint, shadow=.22)
+        c.part(from_tip([(-w*.72, drop*.4), (w*.72, drop*.4), (w*.5, drop + .34),
+                         (-w*.5, drop + .34)]), (70, 28, 32), relief=0)
+        tongue = from_tip([(-w*.42, drop*.6), (w*.42, drop*.6), (w*.40, drop + .44),
+                           (0, drop + .54), (-w*.40, drop + .44)])
+        c.part(tongue, (226, 120, 128), relief=.6, shadow=0)
+    else: c.part(_ellipse(*(tip + (0, drop*1.1)), w*.62, .17),
+                 _mix(colour, (20, 15, 15), .12), relief=.6, shadow=.2)
+    half = [[root + (s*w*.80, -.20), root + (s*w*1.02, .15),
+             tip + (s*w*(1.05 + jowl), .12), tip + (s*w*(.88 + jowl), drop + jowl),
+             tip + (s*w*.35, drop + .02 + jowl*.6)] for s in (1, -1)]
+    shape = _smooth(half[0] + [tip + (0, drop*.82)] + half[1][::-1])
+    def paint(tile): _paint_muzzle(tile, t, root, tip, w, colour)
+    c.part(_fluff(shape, .006 + .03*_fur(t), c.rng), colour, paint, shadow=.22)
     dark = _mix(colour, (10, 8, 8), .72)
     c.line([tip, tip + (0, drop*.85)], dark, .03)
-    for s in (-1, 1):
-        lift = -.10 if 'smile' in t.extra or happy else .04
-        c.line([tip + (0, drop*.82), tip + (s*w*.45, drop*1.0 + jowl*.7), tip + (s*w*.95, drop*.6 + lift + jowl)], dark, .032)
-    n = .10 + .075*t.muzzle_width + .02*ln
-    top = tip + (0, -.06)
-    c.part(_smooth([top + (-n, -n*.55), top + (n, -n*.55), top + (n*.9, n*.35), top + (n*.3, n*.8), top + (-n*.3, n*.8), top + (-n*.9, n*.35)]), nose, relief=.6, shadow=.15)
-    c.part(_ellipse(*(top + (-n*.25, -n*.25)), n*.35, n*.16, n=10), _mix(nose, (255, 255, 255), .45), relief=0)
+    lift = -.10 if 'smile' in t.extra or happy else .04
+    for s in (-1, 1): c.line([tip + (0, drop*.82), tip + (s*w*.45, drop*1.0 + jowl*.7),
+                              tip + (s*w*.95, drop*.6 + lift + jowl)], dark, .032)
+    _dog_nose(c, tip + (0, -.06), .10 + .075*wide + .02*t.muzzle, nose)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c058
-def _long_face_hair(c, h, t): # Beards, fringes, topknots, brows and bows
-    rng, colour = c.rng, _mix(t.base, t.second, .35)
-    lo = .26 + .24*t.muzzle
-    def strands(tile, n=26, at=(0, 0), spread=(.5, .4), length=.4): tile.hair(n, at, spread, length, .13, np.asarray(at) - (0, .9))
+# %% ../../nbs/engine/03_drawn.ipynb #c9e7fb5f
+def _paint_muzzle(tile, t, root, tip, w, colour):
+    if t.pattern == 'flecks':
+        _coat(tile, t, (tip[0] - w, tip[1] - .4, tip[0] + w, tip[1] + .3), 'head')
+    if t.pattern == 'tan': tile.fill(_smooth([root + (-w*.5, -.5), root + (w*.5, -.5),
+        tip + (w*.42, 0), tip + (-w*.42, 0)]), t.base)
+    for s in (-1, 1) if 'wrinkles' in t.extra else ():
+        wrinkle = [root + (s*w*.3, -.12), root + (s*w*.8, .05)]
+        tile.line(wrinkle, _mix(colour, (0, 0, 0), .3), .03)
+    tile.hair(int(8 + 14*_fur(t)), (root + tip)/2, (w, .3), .08 + .1*_fur(t), .06, root)
+
+def _dog_nose(c, top, n, nose):
+    shape = [(-n, -n*.55), (n, -n*.55), (n*.9, n*.35), (n*.3, n*.8), (-n*.3, n*.8),
+             (-n*.9, n*.35)]
+    c.part(_smooth(top + np.array(shape)), nose, relief=.6, shadow=.15)
+    c.part(_ellipse(*(top + (-n*.25, -n*.25)), n*.35, n*.16, n=10),
+        _mix(nose, (255, 255, 255), .45), relief=0)
+
+# %% ../../nbs/engine/03_drawn.ipynb #c2ceeb9d
+def _long_face_hair(c, h, t):
+    colour, lo, w = _mix(t.base, t.second,
+        .35), .26 + .24*t.muzzle, .30 + .26*t.muzzle_width
+    def tuft(shape, rough, n, at, spread, length=.4, shadow=.3):
+        def paint(tile): tile.hair(n, at, spread, length, .13, np.asarray(at) - (0, .9))
+        c.part(_fluff(shape, rough, c.rng), colour, paint, shadow=shadow)
     if 'beard' in t.extra:
         p = h(0, lo + .26, .6 + .5*t.muzzle)
-        w = .30 + .26*t.muzzle_width
-        c.part(_fluff(_smooth([p + (-w, -.22), p + (-w*.3, -.10), p + (w*.3, -.10), p + (w, -.22), p + (w*1.05, .12), p + (w*.55, .48), p + (-w*.55, .48), p + (-w*1.05, .12)]), .09, rng), colour,
-               lambda tile: strands(tile, 30, p, (w, .3)), shadow=.3)
+        tuft(_smooth(p + np.array([(-w, -.22), (-w*.3, -.10), (w*.3, -.10), (w, -.22),
+            (w*1.05, .12), (w*.55, .48), (-w*.55, .48), (-w*1.05, .12)])), .09, 30, p,
+            (w, .3))
     if 'fringe' in t.extra:
         p = h(0, -.42, .7)
-        c.part(_fluff(_smooth([p + (-.70, -.35), p + (0, -.58), p + (.70, -.35), p + (.70, .10), p + (.30, .12), p + (0, .04), p + (-.30, .12), p + (-.70, .10)]), .09, rng), colour,
-               lambda tile: strands(tile, 34, p, (.6, .35)), shadow=.3)
+        tuft(_smooth(p + np.array([(-.70, -.35), (0, -.58), (.70, -.35), (.70, .10),
+            (.30, .12), (0, .04), (-.30, .12), (-.70, .10)])), .09, 34, p, (.6, .35))
     if 'topknot' in t.extra:
-        p = h(0, -.86, .2)
-        c.part(_fluff(_ellipse(*p, .46, .26), .09, rng), colour, lambda tile: strands(tile, 20, p, (.4, .2), .25), shadow=.2)
-    if 'brows' in t.extra:
-        for s in (-1, 1):
-            p = h(s*.36, -.34, .8)
-            c.part(_fluff(_ellipse(*p, .24, .13, -.25*s), .08, rng), colour, lambda tile: strands(tile, 8, p, (.2, .1), .2), shadow=.25)
-    if 'brows' in t.light:
-        for s in (-1, 1): c.part(_ellipse(*h(s*.34, -.38, .8), .10, .085), t.second, relief=.4, shadow=0)
+        tuft(_ellipse(*h(0, -.86, .2), .46, .26), .09, 20, h(0, -.86, .2), (.4, .2),
+            .25, .2)
+    for s in (-1, 1) if 'brows' in t.extra else ():
+        tuft(_ellipse(*h(s*.36, -.34, .8), .24, .13, -.25*s), .08, 8,
+            h(s*.36, -.34, .8), (.2, .1), .2, .25)
+    for s in (-1, 1) if 'brows' in t.light else ():
+        c.part(_ellipse(*h(s*.34, -.38, .8), .10, .085), t.second, relief=.4, shadow=0)
     if 'bow' in t.extra: _bow(c, h(0, -1.0, .2), .20, t.bow)
 
+# %% ../../nbs/engine/03_drawn.ipynb #c3941fe3
 def _bow(c, p, r, colour):
-    for s in (-1, 1): c.part(_smooth([p, p + (s*r*1.5, -r*.8), p + (s*r*1.5, r*.8)], 1), colour, shadow=.2, cover=0)
+    for s in (-1, 1):
+        c.part(_smooth([p, p + (s*r*1.5, -r*.8), p + (s*r*1.5, r*.8)], 1), colour,
+            shadow=.2, cover=0)
     c.part(_ellipse(*p, r*.4, r*.4), _mix(colour, (0, 0, 0), .2), cover=0)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c059
-def _spectacles(tile, h, t): # Pale rings round the eyes with a dark line to the ear
-    for s in (-1, 1):
-        p = h(s*.42, -.12, .72)
-        tile.soft(_ellipse(*p, .32, .28), t.point, .05, .8)
-        tile.soft(_ellipse(*p, .26, .23), _mix(t.second, (255, 255, 255), .3), .05)
-        tile.line(p + np.array([(s*.24, .02), (s*.44, -.06), (s*.66, -.24)]), t.point, .06)
-
 def _draw_head(c, t, yaw, pitch, mood, happy):
-    h, rng = _Head(t, yaw, pitch), c.rng
-    standing = t.ear in ('pricked', 'rounded')
+    h, standing = _Head(t, yaw, pitch), t.ear in ('pricked', 'rounded')
     if 'ruff' in t.extra or t.coat > .5: _ruff(c, h, t)
     if standing: _pricked_ears(c, h, t)
-    c.part(_fluff(h.outline(), .012 + .085*_fur(t), rng), t.base, lambda tile: _face_marks(tile, h, t), shadow=.45)
-    nose = (26, 22, 24) if not h.cat else (_mix((206, 128, 120), t.point, .25) if t.base.mean() > 90 and t.pattern != 'points' else _mix(t.point, (70, 50, 50), .5))
+    c.part(_fluff(h.outline(), .012 + .085*_fur(t), c.rng), t.base,
+        lambda tile: _face_marks(tile, h, t), shadow=.45)
+    _eyes(c, h, t, mood)
     if h.cat:
-        _eyes(c, h, t, mood); _cat_muzzle(c, h, t, np.asarray(nose, float)); _whiskers(c, h, t)
-    else:
-        _eyes(c, h, t, mood); _dog_muzzle(c, h, t, np.asarray(nose, float), happy)
+        pale = t.base.mean() > 90 and t.pattern != 'points'
+        _cat_muzzle(c, h, t, _mix((206, 128, 120), t.point, .25) if pale
+            else _mix(t.point, (70, 50, 50), .5))
+        _whiskers(c, h, t)
+    else: _dog_muzzle(c, h, t, np.array((26., 22, 24)), happy)
     if not standing: _hanging_ears(c, h, t)
     _long_face_hair(c, h, t)
 
 def _ruff(c, h, t):
-    colour, w = _mix(t.base, t.second, .45), t.head
-    p, r = h(0, .35, -.1), (.30 if 'ruff' in t.extra else .1)
-    c.part(_fluff(_ellipse(*p, w*(1.0 + r*_fur(t)), .95 + r*.9*_fur(t)), .06 + .09*_fur(t), c.rng, .2), colour,
-           lambda tile: tile.hair(50, p, (w*1.2, 1.0), .34, .10, p - (0, .3)), shadow=.4)
+    w, p, r = t.head, h(0, .35, -.1), (.30 if 'ruff' in t.extra else .1)
+    shape = _fluff(_ellipse(*p, w*(1.0 + r*_fur(t)), .95 + r*.9*_fur(t)), .06
+        + .09*_fur(t), c.rng, .2)
+    c.part(shape, _mix(t.base, t.second, .45), lambda tile: tile.hair(50, p,
+        (w*1.2, 1.0), .34, .10, p - (0, .3)), shadow=.4)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c064
-def _body_colour(t): return t.point if t.pattern == 'saddle' and 'silky' in t.extra else t.base
+# %% ../../nbs/engine/03_drawn.ipynb #c665dd66
+def _body_colour(t):
+    return t.point if t.pattern == 'saddle' and 'silky' in t.extra else t.base
 def _feet_colour(t):
     if 'feet' in t.light: return t.second
     return _mix(t.base, t.point, .9) if 'feet' in t.dark else _body_colour(t)
 
-def _body_marks(t, box, top=None): # Pattern, saddle, pale chest and hair of a body
-    x0, y0, x1, y1 = box
+def _body_marks(t, box, top=None):
+    (x0, y0, x1, y1), flat = box, top is not None
+    x, y, w, h = (x0 + x1)/2, (y0 + y1)/2, x1 - x0, y1 - y0
     def paint(tile):
         _coat(tile, t, box)
         if 'saddle' in t.dark and 'silky' not in t.extra:
-            for s in ((x0, x1) if top is None else ()): tile.soft(_ellipse(s, (y0 + y1)/2, (x1 - x0)*.30, (y1 - y0)*.42), t.point, .10, .9)
-            if top is not None: tile.soft(_ellipse((x0 + x1)/2, top, (x1 - x0)*.40, (y1 - y0)*.48), t.point, .10, .95)
-        if 'cap' in t.dark and top is not None: tile.fill(_smooth(_ellipse((x0 + x1)*.55, top, (x1 - x0)*.2, (y1 - y0)*.5, n=10) + tile.rng.normal(0, .05, (10, 2))), t.point)
-        if t.pattern == 'points': tile.soft(_ellipse((x0 + x1)/2, y1, (x1 - x0)*.3, (y1 - y0)*.2), _mix(t.base, t.point, .4), .3, .6)
-        tile.hair(int(26 + 60*_fur(t)), ((x0 + x1)/2, (y0 + y1)/2), ((x1 - x0)/2, (y1 - y0)/2), .12 + .3*_fur(t), .07, ((x0 + x1)/2, y0 - .5))
+            for s in () if flat else (x0, x1):
+                tile.soft(_ellipse(s, y, w*.30, h*.42), t.point, .10, .9)
+            if flat: tile.soft(_ellipse(x, top, w*.40, h*.48), t.point, .10, .95)
+        if 'cap' in t.dark and flat:
+            tile.fill(_smooth(_ellipse((x0 + x1)*.55, top, w*.2, h*.5, n=10)
+                + tile.rng.normal(0, .05, (10, 2))), t.point)
+        if t.pattern == 'points':
+            tile.soft(_ellipse(x, y1, w*.3, h*.2), _mix(t.base, t.point, .4), .3, .6)
+        tile.hair(int(26 + 60*_fur(t)), (x, y), (w/2, h/2), .12 + .3*_fur(t), .07,
+            (x, y0 - .5))
     return paint
 
+# %% ../../nbs/engine/03_drawn.ipynb #c746e29a
 def _chest(c, t, p, w, h):
-    pale = t.second if 'chest' in t.light else (_mix(t.base, t.second, .6) if t.coat > .7 else None)
-    if pale is None: return
-    c.part(_fluff(_smooth([p + (-w, -.2), p + (w, -.2), p + (w*.85, h*.5), p + (0, h), p + (-w*.85, h*.5)]), .02 + .12*_fur(t), c.rng, .2), pale,
-           lambda tile: tile.hair(int(10 + 30*_fur(t)), p + (0, h*.4), (w, h*.6), .15 + .25*_fur(t), .06, p - (0, .6)), relief=.6, shadow=.0)
+    if 'chest' in t.light: pale = t.second
+    elif t.coat > .7: pale = _mix(t.base, t.second, .6)
+    else: return
+    shape = _smooth(p + np.array([(-w, -.2), (w, -.2), (w*.85, h*.5), (0, h),
+        (-w*.85, h*.5)]))
+    def paint(tile):
+        tile.hair(int(10 + 30*_fur(t)), p + (0, h*.4), (w, h*.6), .15 + .25*_fur(t),
+            .06, p - (0, .6))
+    c.part(_fluff(shape, .02 + .12*_fur(t), c.rng, .2), pale, paint, relief=.6,
+        shadow=.0)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c065
-def _leg(c, t, points, r, far=False): # A leg with its paw
-    colour, fur = _mix(_body_colour(t), (0, 0, 0), .16 if far else 0), _fur(t)
+def _leg(c, t, points, r, far=False):
+    colour, foot = _mix(_body_colour(t), (0, 0, 0), .16 if far
+        else 0), _mix(_feet_colour(t), (0, 0, 0), .12 if far else 0)
     points = np.asarray(points, float)
-    foot = _mix(_feet_colour(t), (0, 0, 0), .12 if far else 0)
     def paint(tile):
         _coat(tile, t, (*(points.min(0) - r), *(points.max(0) + r)), 'leg')
-        if 'feet' in t.light or 'feet' in t.dark: tile.soft(_ellipse(*points[-1], r*2.4, .55), foot, .08)
-    c.part(_fluff(_limb(points, np.linspace(1.15, .85, len(points))*r), .01 + .06*fur, c.rng), colour, paint, shadow=.25)
+        if 'feet' in t.light or 'feet' in t.dark:
+            tile.soft(_ellipse(*points[-1], r*2.4, .55), foot, .08)
+    c.part(_fluff(_limb(points, np.linspace(1.15, .85, len(points))*r), .01
+        + .06*_fur(t), c.rng), colour, paint, shadow=.25)
     p = points[-1] + (0, r*.15)
-    c.part(_fluff(_ellipse(*p, r*1.28, r*.80), .01 + .03*fur, c.rng), foot, shadow=.25)
-    if not far:
-        for x in (-.35, .35): c.line([p + (x*r, r*.12), p + (x*r*1.1, r*.62)], _mix(foot, (0, 0, 0), .45), .028)
+    c.part(_fluff(_ellipse(*p, r*1.28, r*.80), .01 + .03*_fur(t), c.rng), foot,
+        shadow=.25)
+    for x in () if far else (-.35, .35):
+        c.line([p + (x*r, r*.12), p + (x*r*1.1, r*.62)], _mix(foot, (0, 0, 0), .45),
+            .028)
 
-def _draw_tail(c, t, p, side): # The tail from its root p
-    fur, rng = _fur(t), c.rng
+# %% ../../nbs/engine/03_drawn.ipynb #ced63145
+def _draw_tail(c, t, p, side=1):
+    fur, rng, marked = _fur(t), c.rng, t.pattern in ('tabby', 'spots', 'rosettes')
     r = dict(thin=.10, thick=.17, plume=.20, curl=.17, bob=.13)[t.tail]*(1 + .6*fur)
     if t.tail == 'bob': pts = [p, p + (side*.25, -.2)]
-    elif t.tail == 'curl': pts = [p, p + (side*.35, -.5), p + (side*.1, -.95), p + (-side*.30, -.75), p + (-side*.25, -.4)]
+    elif t.tail == 'curl':
+        pts = [p, p + (side*.35, -.5), p + (side*.1, -.95), p + (-side*.30, -.75), p
+            + (-side*.25, -.4)]
     else:
         up = rng.uniform(-1.3, .3)
         pts = [p, p + (side*.6, .1), p + (side*1.1, -.2 + .3*up), p + (side*1.25, up)]
     pts = np.asarray(pts, float)
-    tip = t.second if 'blaze' in t.light or 'chest' in t.light and t.species == 'dog' else (t.point if t.pattern in ('points', 'tabby', 'spots', 'rosettes', 'ticked') else _body_colour(t))
-    colour = _mix(t.base, t.point, .9) if 'tail' in t.dark else _body_colour(t)
+    if 'blaze' in t.light or 'chest' in t.light and t.species == 'dog': tip = t.second
+    else:
+        tip = t.point if marked or t.pattern in ('points',
+            'ticked') else _body_colour(t)
     def paint(tile):
         tile.soft(_ellipse(*pts[-1], .42, .42), tip, .1)
-        if t.pattern in ('tabby', 'spots', 'rosettes'):
-            for k in range(1, len(pts)): tile.fill(_ellipse(*((pts[k-1] + pts[k])/2), .07, .3), t.point)
-    c.part(_fluff(_limb(pts, np.interp(np.linspace(0, 1, len(pts)), [0, .6, 1], [r, r*1.15, r*.7])), .015 + .13*fur, rng), colour, paint, shadow=.2)
+        for k in range(1, len(pts)) if marked else ():
+            tile.fill(_ellipse(*((pts[k-1] + pts[k])/2), .07, .3), t.point)
+    shape = _limb(pts, np.interp(np.linspace(0, 1, len(pts)), [0, .6, 1],
+        [r, r*1.15, r*.7]))
+    c.part(_fluff(shape, .015 + .13*fur, rng), _mix(t.base, t.point, .9)
+        if 'tail' in t.dark else _body_colour(t), paint, shadow=.2)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c066
-def _bust(c, t, rng): # Neck, chest and shoulders under a portrait
+# %% ../../nbs/engine/03_drawn.ipynb #cc0054ea
+def _trunk(c, t, shape, rough, box, tuft=.2, top=None):
+    c.part(_fluff(shape, rough, c.rng, tuft), _body_colour(t), _body_marks(t, box, top))
+
+def _bust(c, t, rng):
     b, fur = .75 + .45*t.size + .12*_fur(t), _fur(t)
-    shape = _smooth([(-.55, .2), (.55, .2), (.80*b, .9), (1.25*b, 1.7), (1.45*b, 3.4), (-1.45*b, 3.4), (-1.25*b, 1.7), (-.80*b, .9)])
-    c.part(_fluff(shape, .012 + .11*fur, rng, .2), _body_colour(t), _body_marks(t, (-1.4*b, .3, 1.4*b, 3.3)))
+    _trunk(c, t, _smooth([(-.55, .2), (.55, .2), (.80*b, .9), (1.25*b, 1.7),
+        (1.45*b, 3.4), (-1.45*b, 3.4), (-1.25*b, 1.7), (-.80*b, .9)]), .012 + .11*fur,
+        (-1.4*b, .3, 1.4*b, 3.3))
     _chest(c, t, np.array([0., 1.15]), .5*b, 1.7)
 
-def _sit(c, t, rng): # The whole animal, sitting towards us
-    b, fur = .62 + .42*t.size + .10*_fur(t), _fur(t)
-    low = 2.5 + .75*t.legs
+def _sit(c, t, rng):
+    b, fur, low = .62 + .42*t.size + .10*_fur(t), _fur(t), 2.5 + .75*t.legs
     c.ground_shadow(.1, low + .12, 1.75*b)
-    _draw_tail(c, t, np.array([.85*b, low - .25]), 1)
+    _draw_tail(c, t, np.array([.85*b, low - .25]))
     for s in (-1, 1):
-        c.part(_fluff(_ellipse(s*.92*b, low - .50, .58*b, .62), .012 + .09*fur, rng), _body_colour(t), _body_marks(t, (s*.92*b - .5, low - 1.1, s*.92*b + .5, low)))
+        _trunk(c, t, _ellipse(s*.92*b, low - .50, .58*b, .62), .012 + .09*fur,
+            (s*.92*b - .5, low - 1.1, s*.92*b + .5, low), .16)
         c.part(_ellipse(s*1.08*b, low + .02, .36, .19), _feet_colour(t))
-    shape = _smooth([(-.52, .3), (.52, .3), (.78*b, 1.0), (.98*b, 1.9), (1.02*b, low - .5), (.6*b, low - .1), (-.6*b, low - .1), (-1.02*b, low - .5), (-.98*b, 1.9), (-.78*b, 1.0)])
-    c.part(_fluff(shape, .012 + .10*fur, rng, .2), _body_colour(t), _body_marks(t, (-b, .4, b, low - .1)))
-    for s in (-1, 1): _leg(c, t, [(s*.40*b, 1.75), (s*.36*b, low - .6), (s*.36*b, low)], .21 + .07*t.size)
+    _trunk(c, t, _smooth([(-.52, .3), (.52, .3), (.78*b, 1.0), (.98*b, 1.9),
+        (1.02*b, low - .5), (.6*b, low - .1), (-.6*b, low - .1), (-1.02*b, low - .5),
+        (-.98*b, 1.9), (-.78*b, 1.0)]), .012 + .10*fur, (-b, .4, b, low - .1))
+    for s in (-1, 1):
+        _leg(c, t, [(s*.40*b, 1.75), (s*.36*b, low - .6), (s*.36*b, low)], .21
+            + .07*t.size)
     _chest(c, t, np.array([0., 1.0]), .46*b, 1.3)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c067
-def _lie(c, t, rng): # Lying, the body behind the head to one side
+# %% ../../nbs/engine/03_drawn.ipynb #c8d7aee0
+def _lie(c, t, rng):
     b, fur = .66 + .38*t.size + .10*_fur(t), _fur(t)
     ground = 1.55 + .25*b
     c.ground_shadow(1.4*b, ground + .08, 2.7*b)
-    _draw_tail(c, t, np.array([3.1*b, ground - .35]), 1)
-    body = _smooth([(-.4, .2), (.5, .05), (1.6*b, -.05*b + .35), (2.7*b, .35), (3.4*b, ground - .55), (3.2*b, ground), (0, ground + .05), (-.7*b, ground - .3), (-.7*b, .8)])
-    c.part(_fluff(body, .012 + .10*fur, rng, .2), _body_colour(t), _body_marks(t, (-.6, .1, 3.3*b, ground), top=.2))
-    c.part(_fluff(_ellipse(2.65*b, ground - .45, .66*b, .56), .01 + .07*fur, rng), _body_colour(t), _body_marks(t, (2*b, ground - 1, 3.3*b, ground)))
+    _draw_tail(c, t, np.array([3.1*b, ground - .35]))
+    _trunk(c, t, _smooth([(-.4, .2), (.5, .05), (1.6*b, -.05*b + .35), (2.7*b, .35),
+        (3.4*b, ground - .55), (3.2*b, ground), (0, ground + .05), (-.7*b, ground - .3),
+        (-.7*b, .8)]), .012 + .10*fur, (-.6, .1, 3.3*b, ground), top=.2)
+    _trunk(c, t, _ellipse(2.65*b, ground - .45, .66*b, .56), .01 + .07*fur,
+        (2*b, ground - 1, 3.3*b, ground), .16)
     c.part(_ellipse(2.2*b, ground + .02, .42, .18), _feet_colour(t))
     _chest(c, t, np.array([-.05, .95]), .45*b, 1.0)
-    for x in (.45, -.35): _leg(c, t, [(x + .25, ground - .35), (x - .2, ground - .02), (x - .65, ground + .06)], .21 + .06*t.size)
+    for x in (.45, -.35):
+        _leg(c, t, [(x + .25, ground - .35), (x - .2, ground - .02),
+            (x - .65, ground + .06)], .21 + .06*t.size)
 
-def _stand(c, t, rng): # Standing, seen from the side, the head turned to us
+# %% ../../nbs/engine/03_drawn.ipynb #c3e6762b
+def _stand(c, t, rng):
     b, fur, leg = .62 + .34*t.size + .08*_fur(t), _fur(t), .35 + 1.25*t.legs
     top, belly, back = .55, .55 + 1.35*b, 1.0 + 2.55*b
     floor = belly + leg - .1
     c.ground_shadow(back/2, floor + .08, back*.66)
-    for x in (.75, back - .75): _leg(c, t, [(x + .2, belly - .5), (x + .22, (belly + floor)/2), (x + .1, floor - .12)], .19 + .06*t.size, far=True)
-    _draw_tail(c, t, np.array([back - .05, top + .3]), 1)
-    body = _smooth([(-.35, .1), (.6, .05), (1.2, top - .05), (back - .7, top - .12), (back + .05, top + .25), (back + .12, belly - .35), (back - .7, belly - .12), (1.3, belly + .05), (.2, belly), (-.32, 1.0)])
-    c.part(_fluff(body, .012 + .10*fur, rng, .2), _body_colour(t), _body_marks(t, (-.2, .2, back, belly), top=top))
-    for x in (.40, back - .38): _leg(c, t, [(x, belly - .55), (x - .04, (belly + floor)/2), (x - .12, floor)], .20 + .07*t.size)
+    for x in (.75, back - .75):
+        _leg(c, t, [(x + .2, belly - .5), (x + .22, (belly + floor)/2),
+            (x + .1, floor - .12)], .19 + .06*t.size, far=True)
+    _draw_tail(c, t, np.array([back - .05, top + .3]))
+    _trunk(c, t, _smooth([(-.35, .1), (.6, .05), (1.2, top - .05),
+        (back - .7, top - .12), (back + .05, top + .25), (back + .12, belly - .35),
+        (back - .7, belly - .12), (1.3, belly + .05), (.2, belly), (-.32, 1.0)]), .012
+        + .10*fur, (-.2, .2, back, belly), top=top)
+    for x in (.40, back - .38):
+        _leg(c, t, [(x, belly - .55), (x - .04, (belly + floor)/2), (x - .12, floor)],
+            .20 + .07*t.size)
     _chest(c, t, np.array([.05, .95]), .36*b, .9*b)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c068
-_poses = dict(portrait=(_bust, (-1.35, -1.55, 1.35, 1.75)), sitting=(_sit, (-1.6, -1.6, 1.7, 3.5)),
-              lying=(_lie, (-1.5, -1.6, 3.9, 2.2)), standing=(_stand, (-1.3, -1.6, 4.0, 3.2)))
+_poses = dict(portrait=(_bust, (-1.35, -1.55, 1.35, 1.75)),
+    sitting=(_sit, (-1.6, -1.6, 1.7, 3.5)), lying=(_lie, (-1.5, -1.6, 3.9, 2.2)),
+    standing=(_stand, (-1.3, -1.6, 4.0, 3.2)))
 
-def _draw_animal(c, t, rng, pose): # Body, collar, head, at a place and size of its own
+# %% ../../nbs/engine/03_drawn.ipynb #cf8943ff
+def _draw_animal(c, t, rng, pose):
     body, (x0, y0, x1, y1) = _poses[pose]
     if t.ear_size > 1.3 and t.ear == 'pricked': y0 -= .3
     fit = min(c.w/(x1 - x0), c.h/(y1 - y0))*rng.uniform(.74, 1.12)
     flip = rng.choice([-1, 1])
-    at = np.array([c.w, c.h])/2 - fit*np.array([(x0 + x1)/2*flip, (y0 + y1)/2]) + rng.uniform(-.07, .07, 2)*(c.w, c.h)
+    at = np.array([c.w, c.h])/2 - fit*np.array([(x0 + x1)/2*flip,
+        (y0 + y1)/2]) + rng.uniform(-.07, .07, 2)*(c.w, c.h)
     c.frame(*at, fit, flip=flip)
     if pose != 'portrait': c.ground = float(c.px([(0, y1 - .35)])[0,1])
     body(c, t, rng)
-    if rng.random() < .25: _collar(c, t, rng)
-    yaw = rng.normal(0, .22) if rng.random() < .5 else rng.choice([-1, 1])*rng.uniform(.30, .72)
-    mood = rng.choice(['', 'left', 'right', 'drowsy', 'asleep'], p=[.5, .18, .18, .09, .05])
+    if rng.random() < .25: _collar(c, rng)
+    yaw = rng.normal(0, .22) if rng.random() < .5 else rng.choice([-1,
+        1])*rng.uniform(.30, .72)
+    mood = rng.choice(['', 'left', 'right', 'drowsy', 'asleep'],
+        p=[.5, .18, .18, .09, .05])
     c.frame(*at, fit, roll=rng.normal(0, .11), flip=flip)
     _draw_head(c, t, yaw, rng.normal(.02, .06), mood, rng.random() < .35)
 
-def _collar(c, t, rng):
-    colour = np.array(_mix(rng.uniform(30, 230, 3), (200, 40, 50), .3))
-    xs = np.linspace(-.78, .78, 9)
-    band = np.concatenate([np.stack([xs, .86 + .22*np.cos(xs*1.6)], 1), np.stack([xs, 1.06 + .24*np.cos(xs*1.6)], 1)[::-1]])
-    c.part(band, colour, cover=0, shadow=.2)
+def _collar(c, rng):
+    colour, xs = np.array(_mix(rng.uniform(30, 230, 3), (200, 40, 50),
+        .3)), np.linspace(-.78, .78, 9)
+    c.part(np.concatenate([np.stack([xs, .86 + .22*np.cos(xs*1.6)], 1),
+        np.stack([xs, 1.06 + .24*np.cos(xs*1.6)], 1)[::-1]]), colour, cover=0,
+        shadow=.2)
     if rng.random() < .6: c.part(_ellipse(0, 1.36, .13, .13), (226, 186, 70), cover=0)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c071
-def _background(size, rng): # A place: painted small, so that it lies out of focus behind the animal
+# %% ../../nbs/engine/03_drawn.ipynb #c3d49800
+def _background(size, rng):
     w, h = 96, max(24, round(96*size[1]/size[0]))
     if size[1] > size[0]: w, h = max(24, round(96*size[0]/size[1])), 96
-    kind = rng.choice(list(_places))
-    im = Image.new('RGB', (w, h))
-    _places[kind](im, ImageDraw.Draw(im), w, h, rng)
-    blur = rng.choice([.6, .8, 1.6, 3.])
-    im = im.filter(ImageFilter.GaussianBlur(float(blur)))
-    return im.resize((size[0]//2, size[1]//2), Image.BILINEAR).resize(size, Image.NEAREST)
+    kind, im = rng.choice(list(_places)), Image.new('RGB', (w, h))
+    _places[kind](ImageDraw.Draw(im), w, h, rng)
+    im = im.filter(ImageFilter.GaussianBlur(float(rng.choice([.6, .8, 1.6, 3.]))))
+    return im.resize((size[0]//2, size[1]//2), Image.BILINEAR).resize(size,
+        Image.NEAREST)
 
-def _tint(rng, hue, sat, val): 
-    return _ink(255*np.array(colorsys.hsv_to_rgb((hue + rng.normal(0, .025)) % 1, np.clip(sat + rng.normal(0, .06), 0, 1), np.clip(val + rng.normal(0, .08), .05, 1))))
+def _tint(rng, hue, sat, val):
+    h, s, v = (hue + rng.normal(0, .025)) % 1, np.clip(sat + rng.normal(0, .06), 0,
+        1), np.clip(val + rng.normal(0, .08), .05, 1)
+    return _ink(255*np.array(colorsys.hsv_to_rgb(h, s, v)))
 
-# %% ../../nbs/engine/03_drawn.ipynb #c072
-def _room(im, d, w, h, rng):
-    wall, y = _tint(rng, rng.random(), rng.uniform(.05, .4), rng.uniform(.4, .9)), int(h*rng.uniform(.55, .85))
+def _room(d, w, h, rng):
+    wall, y = _tint(rng, rng.random(), rng.uniform(.05, .4),
+        rng.uniform(.4, .9)), int(h*rng.uniform(.55, .85))
     d.rectangle((0, 0, w, h), wall)
     if rng.random() < .4:
         for x in range(0, w, 8): d.rectangle((x, 0, x + 3, y), _ink(np.array(wall)*.94))
     for _ in range(rng.integers(0, 3)):
-        x, t, s = rng.integers(0, w), rng.integers(0, max(1, y//2)), rng.integers(10, 26)
-        d.rectangle((x, t, x + s, t + s*.8), _tint(rng, .08, .5, .35)); d.rectangle((x + 2, t + 2, x + s - 2, t + s*.8 - 2), _tint(rng, rng.random(), .4, .8))
+        x, t, s = rng.integers(0, w), rng.integers(0, max(1, y//2)), rng.integers(10,
+            26)
+        d.rectangle((x, t, x + s, t + s*.8), _tint(rng, .08, .5, .35))
+        d.rectangle((x + 2, t + 2, x + s - 2, t + s*.8 - 2),
+            _tint(rng, rng.random(), .4, .8))
     floor = _tint(rng, rng.choice([.07, .09, .6]), .4, rng.uniform(.35, .75))
-    d.rectangle((0, y, w, h), floor); d.rectangle((0, y - 2, w, y), _ink(np.array(wall)*1.12))
-    for x in range(-w, 2*w, 14): d.line((w/2 + (x - w/2)*.6, y, x, h), _ink(np.array(floor)*.85))
+    d.rectangle((0, y, w, h), floor)
+    d.rectangle((0, y - 2, w, y), _ink(np.array(wall)*1.12))
+    for x in range(-w, 2*w, 14):
+        d.line((w/2 + (x - w/2)*.6, y, x, h), _ink(np.array(floor)*.85))
 
-def _lawn(im, d, w, h, rng):
+# %% ../../nbs/engine/03_drawn.ipynb #c5a8f348
+def _lawn(d, w, h, rng):
     y = int(h*rng.uniform(.25, .65))
     d.rectangle((0, 0, w, y), _tint(rng, .56, .35, .9))
-    for _ in range(8): x, r = rng.uniform(0, w), rng.uniform(5, 16); d.ellipse((x - r, y - r*1.1, x + r, y + r*.6), _tint(rng, .31, .5, .42))
+    for _ in range(8):
+        x, r = rng.uniform(0, w), rng.uniform(5, 16)
+        d.ellipse((x - r, y - r*1.1, x + r, y + r*.6), _tint(rng, .31, .5, .42))
     d.rectangle((0, y, w, h), _tint(rng, .27, .55, .58))
-    for _ in range(220): x, v = rng.uniform(0, w), rng.uniform(y, h); d.line((x, v, x + rng.normal(0, 1.5), v - rng.uniform(2, 6)), _tint(rng, .26, .55, .6))
+    for _ in range(220):
+        x, v = rng.uniform(0, w), rng.uniform(y, h)
+        d.line((x, v, x + rng.normal(0, 1.5), v - rng.uniform(2, 6)),
+            _tint(rng, .26, .55, .6))
 
-def _meadow_sky(im, d, w, h, rng):
+def _meadow_sky(d, w, h, rng):
     top, low = np.array(_tint(rng, .58, .5, .85)), np.array(_tint(rng, .55, .15, .97))
     for y in range(h): d.line((0, y, w, y), _ink(_mix(top, low, y/h)))
-    for _ in range(6): x, y, r = rng.uniform(0, w), rng.uniform(0, h*.6), rng.uniform(4, 11); d.ellipse((x - 2*r, y - r*.6, x + 2*r, y + r*.6), (250, 250, 252))
+    for _ in range(6):
+        x, y, r = rng.uniform(0, w), rng.uniform(0, h*.6), rng.uniform(4, 11)
+        d.ellipse((x - 2*r, y - r*.6, x + 2*r, y + r*.6), (250, 250, 252))
     d.rectangle((0, h*.82, w, h), _tint(rng, .2, .4, .6))
 
-# %% ../../nbs/engine/03_drawn.ipynb #c073
-def _blanket(im, d, w, h, rng):
-    a, b = _tint(rng, rng.random(), rng.uniform(.1, .6), .7), _tint(rng, rng.random(), rng.uniform(.1, .6), .6)
+# %% ../../nbs/engine/03_drawn.ipynb #ce814544
+def _blanket(d, w, h, rng):
+    a, b = _tint(rng, rng.random(), rng.uniform(.1, .6), .7), _tint(rng, rng.random(),
+        rng.uniform(.1, .6), .6)
     d.rectangle((0, 0, w, h), a)
     step, slant = int(rng.integers(8, 22)), rng.uniform(-.4, .4)
-    for x in range(-h, w + h, step): d.polygon([(x, 0), (x + step*.4, 0), (x + step*.4 + slant*h, h), (x + slant*h, h)], b)
+    for x in range(-h, w + h, step):
+        d.polygon([(x, 0), (x + step*.4, 0), (x + step*.4 + slant*h, h),
+            (x + slant*h, h)], b)
     if rng.random() < .6:
-        for y in range(0, h, step): d.line((0, y, w, y + slant*20), _ink(_mix(a, b, .6)), 3)
+        for y in range(0, h, step):
+            d.line((0, y, w, y + slant*20), _ink(_mix(a, b, .6)), 3)
 
-def _bokeh(im, d, w, h, rng):
-    d.rectangle((0, 0, w, h), _tint(rng, rng.random(), rng.uniform(.1, .5), rng.uniform(.2, .7)))
-    for _ in range(26): 
+def _bokeh(d, w, h, rng):
+    d.rectangle((0, 0, w, h), _tint(rng, rng.random(), rng.uniform(.1, .5),
+        rng.uniform(.2, .7)))
+    for _ in range(26):
         x, y, r = rng.uniform(0, w), rng.uniform(0, h), rng.uniform(3, 13)
-        d.ellipse((x - r, y - r, x + r, y + r), _tint(rng, rng.random(), .35, rng.uniform(.3, .9)))
+        d.ellipse((x - r, y - r, x + r, y + r),
+            _tint(rng, rng.random(), .35, rng.uniform(.3, .9)))
 
-def _shelf(im, d, w, h, rng): # Clutter: books and boxes
+# %% ../../nbs/engine/03_drawn.ipynb #c6de3ae1
+def _shelf(d, w, h, rng):
     d.rectangle((0, 0, w, h), _tint(rng, .08, .4, .3))
     y = 0
     while y < h:
         x, tall = 0, int(rng.integers(18, 30))
-        while x < w: 
+        while x < w:
             wide, low = int(rng.integers(2, 9)), int(rng.integers(0, 7))
-            d.rectangle((x, y + low, x + wide - 1, y + tall - 3), _tint(rng, rng.random(), .5, .65)); x += wide
-        d.rectangle((0, y + tall - 3, w, y + tall), _tint(rng, .08, .5, .5)); y += tall
+            d.rectangle((x, y + low, x + wide - 1, y + tall - 3),
+                _tint(rng, rng.random(), .5, .65))
+            x += wide
+        d.rectangle((0, y + tall - 3, w, y + tall), _tint(rng, .08, .5, .5))
+        y += tall
 
-def _studio(im, d, w, h, rng):
-    a, b = np.array(_tint(rng, rng.random(), .25, .85)), np.array(_tint(rng, rng.random(), .3, .5))
+def _studio(d, w, h, rng):
+    a, b = np.array(_tint(rng, rng.random(), .25, .85)), np.array(_tint(rng,
+        rng.random(), .3, .5))
     for y in range(h): d.line((0, y, w, y), _ink(_mix(a, b, y/h)))
 
-_places = dict(room=_room, lawn=_lawn, sky=_meadow_sky, blanket=_blanket, bokeh=_bokeh, shelf=_shelf, studio=_studio)
+_places = dict(room=_room, lawn=_lawn, sky=_meadow_sky, blanket=_blanket, bokeh=_bokeh,
+    shelf=_shelf, studio=_studio)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c074
-def _foreground(c, rng): # What lies before the animal: a ball, grass, a cushion, a leaf close to the lens
-    kind = rng.choice(['', 'ball', 'grass', 'edge', 'leaf'], p=[.5, .14, .12, .12, .12])
-    w, h = c.w, c.h
+# %% ../../nbs/engine/03_drawn.ipynb #c828fa71
+def _foreground(c, rng):
+    kind, w, h = rng.choice(['', 'ball', 'grass', 'edge', 'leaf'],
+        p=[.5, .14, .12, .12, .12]), c.w, c.h
     c.frame(0, 0, 1)
     if kind == 'ball':
         r, x = .07*min(w, h)*rng.uniform(.8, 1.4), rng.uniform(.1, .9)*w
         y, colour = min(h - r*.8, c.ground), rng.uniform(40, 240, 3)
-        c.part(_ellipse(x, y, r, r), colour, lambda tile: tile.line(_ellipse(x - r*.7, y, r, r), _mix(colour, (255,)*3, .6), r*.15), cover=0)
+        c.part(_ellipse(x, y, r, r), colour, lambda tile: tile.line(_ellipse(x - r*.7,
+            y, r, r), _mix(colour, (255,)*3, .6), r*.15), cover=0)
     elif kind == 'grass':
         pen = ImageDraw.Draw(c.rgb)
-        for x in rng.uniform(0, w, 46): pen.polygon([(x, h), (x + .012*w, h), (x + rng.normal(0, .03)*w, h*(1 - rng.uniform(.05, .24)))], _tint(rng, .27, .6, .5))
-    elif kind == 'edge': 
+        for x in rng.uniform(0, w, 46):
+            pen.polygon([(x, h), (x + .012*w, h), (x + rng.normal(0, .03)*w,
+                h*(1 - rng.uniform(.05, .24)))], _tint(rng, .27, .6, .5))
+    elif kind == 'edge':
         y = h*rng.uniform(.80, .93)
-        c.part([(-9, y), (w/2, y + rng.normal(0, .03)*h), (w + 9, y + rng.normal(0, .05)*h), (w + 9, h + 9), (-9, h + 9)], rng.uniform(50, 220, 3), cover=0)
+        edge = [(-9, y), (w/2, y + rng.normal(0, .03)*h),
+            (w + 9, y + rng.normal(0, .05)*h), (w + 9, h + 9), (-9, h + 9)]
+        c.part(edge, rng.uniform(50, 220, 3), cover=0)
     elif kind == 'leaf':
         x, y = rng.choice([0., 1.])*w, rng.uniform(.2, 1)*h
         m = Image.new('L', (w//12 + 1, h//12 + 1))
-        ImageDraw.Draw(m).polygon((_ellipse(x, y, .22*w, .10*h, rng.uniform(-1, 1))/12).ravel().tolist(), fill=245)
-        m = m.filter(ImageFilter.BoxBlur(1.5)).resize((m.width*12, m.height*12), Image.BILINEAR).crop((0, 0, w, h))
+        ImageDraw.Draw(m).polygon((_ellipse(x, y, .22*w, .10*h,
+            rng.uniform(-1, 1))/12).ravel().tolist(), fill=245)
+        m = m.filter(ImageFilter.BoxBlur(1.5)).resize((m.width*12, m.height*12),
+            Image.BILINEAR).crop((0, 0, w, h))
         c.rgb.paste(_tint(rng, .3, .5, .4), (0, 0), m)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c078
+# %% ../../nbs/engine/03_drawn.ipynb #ce8e0271
 @functools.cache
-def _fur_texture(kind, side=768): # Grey streaks, made once in each process: short fur, long fur, and grain
+def _fur_texture(kind, side=768):
     rng = np.random.default_rng(dict(short=1, long=2, grain=3)[kind])
-    noise = Image.fromarray(np.clip(128 + 42*rng.standard_normal((side, side)), 0, 255).astype(np.uint8))
+    noise = Image.fromarray(np.clip(128 + 42*rng.standard_normal((side, side)), 0,
+        255).astype(np.uint8))
     if kind == 'grain': return noise
-    down = dict(short=7, long=22)[kind]
-    small = noise.crop((0, 0, side//2, side//down)).resize((side, side), Image.BICUBIC)
-    a = np.asarray(small, dtype=np.float32) - 128
-    x = (np.arange(side)[None] + 9*np.sin(np.arange(side)/41.)[:,None]).astype(int) % side
-    return Image.fromarray(np.clip(128 + a[np.arange(side)[:,None], x], 0, 255).astype(np.uint8))
+    small = noise.crop((0, 0, side//2,
+        side//dict(short=7, long=22)[kind])).resize((side, side), Image.BICUBIC)
+    y = np.arange(side)[:,None]
+    x = (np.arange(side)[None] + 9*np.sin(y/41.)).astype(int) % side
+    return Image.fromarray(np.clip(128 + (np.asarray(small, dtype=np.float32) - 128)[y,
+        x], 0, 255).astype(np.uint8))
 
-def _texture(kind, size, rng, strength): # A piece of a texture, weaker or stronger
+def _texture(kind, size, rng, strength):
     t = _fur_texture(kind)
     if max(size) > t.width: t = t.resize((max(size),)*2, Image.BILINEAR)
-    x, y = rng.integers(0, t.width - size[0] + 1), rng.integers(0, t.height - size[1] + 1)
-    return t.crop((x, y, x + size[0], y + size[1])).point([int(128 + (v - 128)*strength) for v in range(256)])
+    x, y = rng.integers(0, t.width - size[0] + 1), rng.integers(0, t.height - size[1]
+        + 1)
+    return t.crop((x, y, x + size[0], y + size[1])).point([int(128 + (v - 128)*strength)
+        for v in range(256)])
 
-# %% ../../nbs/engine/03_drawn.ipynb #c079
-def _light(c, size, rng, t): # The light of the whole picture as a grey-128 picture for hard light
+# %% ../../nbs/engine/03_drawn.ipynb #c1474ff9
+def _light(c, size, rng):
     shade = c.shade[c.pad:-c.pad, c.pad:-c.pad]
     h, w = shade.shape
     y, x = np.mgrid[0:1:h*1j, 0:1:w*1j]
     field = 1 + shade + rng.normal(0, .13)
-    field = field + rng.normal(0, .16)*(x - .5) + rng.normal(0, .16)*(y - .5) - rng.uniform(0, .35)*((x - .5)**2 + (y - .5)**2)
+    field = field + rng.normal(0, .16)*(x - .5) + rng.normal(0, .16)*(y
+        - .5) - rng.uniform(0, .35)*((x - .5)**2 + (y - .5)**2)
     if rng.random() < .15:
-        a = rng.uniform(0, 3.1); u = (x*np.cos(a) + y*np.sin(a))*rng.uniform(2, 5) + rng.random()
+        a = rng.uniform(0, 3.1)
+        u = (x*np.cos(a) + y*np.sin(a))*rng.uniform(2, 5) + rng.random()
         field = field*(1 + .13*np.clip(4*(np.sin(6.3*u)), -1, 1))
     warm = rng.normal(0, .055)
     rgb = field[...,None]*np.array([1 + warm, 1 + rng.normal(0, .012), 1 - warm])
-    return Image.fromarray(np.clip(128*rgb, 0, 235).astype(np.uint8)).resize(size, Image.BILINEAR)
+    return Image.fromarray(np.clip(128*rgb, 0, 235).astype(np.uint8)).resize(size,
+        Image.BILINEAR)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c082
-def draw_pet(breed, # Name of one of the 37 breeds, or a row of `breed_traits` or `invented_traits`
-             seed:int=0, # The same seed gives the same picture
-             size:tuple=(400,300), # Width and height in pixels
-             pose:str=None, # One of 'portrait', 'sitting', 'lying', 'standing'; None draws one at random
-            )->Image.Image: # RGB picture
-    "Draw one animal of a breed."
-    row = _row(breed, pose, size)
-    rng = np.random.default_rng(seed)
+# %% ../../nbs/engine/03_drawn.ipynb #c5ad5f78
+def draw_pet(
+    breed, # One of the 37 names, or a row of `breed_traits` or `invented_traits`
+    seed:int=0, # The same seed gives the same image
+    size:tuple=(400,300), # Width and height in pixels, each at least 16
+    pose:str=None, # 'portrait', 'sitting', 'lying' or 'standing'; None: a random one
+)->Image.Image: # RGB
+    "Draw one animal of a breed; raises `KeyError` for an unknown name."
+    row, rng = _row(breed, pose, size), np.random.default_rng(seed)
     t = _individual(row, rng)
     t.pupil, t.bow = rng.uniform(.25, .75), rng.uniform(60, 240, 3)
     if pose is None: pose = rng.choice(list(_poses), p=[.46, .24, .16, .14])
@@ -797,244 +894,289 @@ def draw_pet(breed, # Name of one of the 37 breeds, or a row of `breed_traits` o
     _foreground(c, rng)
     return _finish(c, size, rng, t)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c083
-def _row(breed, pose, size): # The row of a name
-    if min(size) < 16: raise ValueError(f'size {tuple(size)} is too small to draw in; both sides must be at least 16 pixels')
-    if pose is not None and pose not in _poses: raise ValueError(f'unknown pose {pose!r}; the poses are {list(_poses)}, or None for any')
+def _row(breed, pose, size):
+    if min(size) < 16:
+        raise ValueError(f'size {tuple(size)}: both sides must be at least 16 pixels')
+    if pose not in (None, *_poses):
+        raise ValueError(f'unknown pose {pose!r}; expected None or {list(_poses)}')
     if not isinstance(breed, str): return breed
-    if breed not in breed_traits.index: raise KeyError(f'no breed is named {breed!r}; the names are {list(breed_traits.index)}')
+    if breed not in breed_traits.index:
+        raise KeyError(f'no breed {breed!r}; there are {list(breed_traits.index)}')
     return breed_traits.loc[breed]
 
-def _finish(c, size, rng, t): # Smooth the edges, then light, fur and grain
+# %% ../../nbs/engine/03_drawn.ipynb #c605e73a
+def _finish(c, size, rng, t):
     im = c.rgb.reduce(2)
     im = im.resize(size, Image.BILINEAR if im.width > size[0] else Image.BICUBIC)
     fur = _texture('long' if t.coat > .5 else 'short', size, rng, .09 + .20*_fur(t))
-    fur = Image.composite(fur, _texture('grain', size, rng, .12), c.cover.reduce(4).resize(size, Image.BILINEAR))
-    light = ImageChops.add(_light(c, size, rng, t), Image.merge('RGB', (fur,)*3), 1, -128)
-    im = ImageChops.hard_light(im, light)
-    if rng.random() < .3: im = im.filter(ImageFilter.BoxBlur(float(rng.uniform(.3, max(.4, .0035*max(size))))))
-    if rng.random() < .3: im = ImageChops.add(im, Image.merge('RGB', [_texture('grain', size, rng, rng.uniform(.1, .4)) for _ in range(3)]), 1, -128)
-    return im
+    fur = Image.composite(fur, _texture('grain', size, rng, .12),
+        c.cover.reduce(4).resize(size, Image.BILINEAR))
+    im = ImageChops.hard_light(im, ImageChops.add(_light(c, size, rng),
+        Image.merge('RGB', (fur,)*3), 1, -128))
+    if rng.random() < .3:
+        im = im.filter(ImageFilter.BoxBlur(float(rng.uniform(.3,
+            max(.4, .0035*max(size))))))
+    if rng.random() >= .3: return im
+    return ImageChops.add(im, Image.merge('RGB',
+        [_texture('grain', size, rng, rng.uniform(.1, .4)) for _ in range(3)]), 1, -128)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c098
-_syllables = 'ba be do fa ga ha ka ki lo lu ma mi na no pa ra ri sa so ta to va ve zu'.split()
+# %% ../../nbs/engine/03_drawn.ipynb #cc9ce634
+_syllables = 'ba be do fa ga ha ka ki lo lu ma mi na no pa ra ri sa so ta to va ve zu'
+_patterns = dict(
+    cat='solid ticked rosettes points spots tabby mask cap patches saddle brindle',
+    dog='solid patches saddle mask flecks cap hood tan wolf brindle spots')
+_light_parts = """- feet muzzle+chest chest muzzle+blaze muzzle+blaze+chest+feet
+    muzzle+cheeks+chest chest+feet muzzle+brows+chest+feet"""
 
 def _invented_name(rng, species):
-    name = ''.join(rng.choice(_syllables, rng.integers(2, 4)))
-    return name.capitalize() if species == 'cat' else f"{name}_{rng.choice(['hound', 'terrier', 'spitz', 'spaniel'])}"
+    name = ''.join(rng.choice(_syllables.split(), rng.integers(2, 4)))
+    if species == 'cat': return name.capitalize()
+    return f"{name}_{rng.choice(['hound', 'terrier', 'spitz', 'spaniel'])}"
 
-def _coat_colour(rng): # A colour that a coat can have: from black over brown, red and grey to white
+def _coat_colour(rng):
     hue, sat, val = rng.uniform(.03, .12), rng.uniform(.05, .75), rng.uniform(.12, .95)
     if rng.random() < .25: hue, sat = rng.uniform(.55, .65), rng.uniform(0, .18)
-    return 255*np.array(colorsys.hsv_to_rgb(hue, sat if val < .85 else min(sat, .5), val))
+    return 255*np.array(colorsys.hsv_to_rgb(hue, sat if val < .85 else min(sat, .5),
+        val))
 
-# %% ../../nbs/engine/03_drawn.ipynb #c099
-_cat_patterns = 'solid ticked rosettes points spots tabby mask cap patches saddle brindle'.split()
-_dog_patterns = 'solid patches saddle mask flecks cap hood tan wolf brindle spots'.split()
-_light_parts = ['-', 'feet', 'muzzle+chest', 'chest', 'muzzle+blaze', 'muzzle+blaze+chest+feet', 'muzzle+cheeks+chest', 'chest+feet', 'muzzle+brows+chest+feet']
-
-def _invent(rng): # One row
+# %% ../../nbs/engine/03_drawn.ipynb #c42fae96
+def _invent(rng):
     cat, pick = rng.random() < .4, lambda *a: a[rng.integers(len(a))]
-    species, base = ('cat' if cat else 'dog'), _coat_colour(rng)
+    species, base = 'cat' if cat else 'dog', _coat_colour(rng)
     coat = pick(.05, .12, .15, .2, .4, .6, .8, .95, 1.)
-    ears = pick('pricked', 'rounded') if cat else pick('pricked', 'rose', 'button', 'dropped', 'feathered')
-    extra = [e for e in ('ruff',) if coat > .7 and rng.random() < .6]
-    extra += [] if cat else [e for e,p in dict(jowls=.2, wrinkles=.12, beard=.2*(coat > .4), fringe=.15*(coat > .4), smile=.15, spectacles=.08, topknot=.12, brows=.1).items() if rng.random() < p]
-    row = dict(pattern=pick(*(_cat_patterns if cat else _dog_patterns)), base=_hex(base), second=_hex(_mix(base, (255, 250, 240), rng.uniform(.4, 1))),
-               point=_hex(base*rng.uniform(.15, .6)), light=pick(*_light_parts), coat=coat, ear=ears, ear_size=rng.uniform(.55, 1.6), muzzle=rng.uniform(0, .45 if cat else .95),
-               muzzle_width=rng.uniform(.36, .56 if cat else .95), head=rng.uniform(.82, 1.2), jaw=rng.uniform(.34, .95),
-               eye=_hex(255*np.array(colorsys.hsv_to_rgb(rng.uniform(.08, .62), rng.uniform(.4, .8), rng.uniform(.55, .9)))) if cat else _hex(np.array([80, 50, 28.])*rng.uniform(.6, 1.5)),
-               eye_size=rng.uniform(.8, 1.35), size=rng.uniform(.28, 1.2), legs=rng.uniform(.35, 1.2), tail=pick('thin', 'thick', 'plume', 'curl', 'bob'),
-               extra='+'.join(extra) or '-', species=species)
-    return {k: round(float(v), 2) if isinstance(v, (float, np.floating)) else v for k,v in row.items()}
+    ears = pick('pricked', 'rounded') if cat else pick('pricked', 'rose', 'button',
+        'dropped', 'feathered')
+    extra = ['ruff'] if coat > .7 and rng.random() < .6 else []
+    chance = dict(jowls=.2, wrinkles=.12, beard=.2*(coat > .4), fringe=.15*(coat > .4),
+        smile=.15, spectacles=.08, topknot=.12, brows=.1)
+    extra += [] if cat else [e for e,p in chance.items() if rng.random() < p]
+    row = dict(pattern=pick(*_patterns[species].split()), base=_hex(base),
+        second=_hex(_mix(base, (255, 250, 240), rng.uniform(.4, 1))),
+        point=_hex(base*rng.uniform(.15, .6)), light=pick(*_light_parts.split()),
+        coat=coat, ear=ears, ear_size=rng.uniform(.55, 1.6),
+        muzzle=rng.uniform(0, .45 if cat else .95), muzzle_width=rng.uniform(.36, .56
+        if cat else .95), head=rng.uniform(.82, 1.2), jaw=rng.uniform(.34, .95),
+        eye=_eye_colour(rng, cat), eye_size=rng.uniform(.8, 1.35),
+        size=rng.uniform(.28, 1.2), legs=rng.uniform(.35, 1.2),
+        tail=pick('thin', 'thick', 'plume', 'curl', 'bob'), extra='+'.join(extra)
+        or '-', species=species)
+    return {k: round(float(v), 2) if isinstance(v, float) else v for k,v in row.items()}
 
-# %% ../../nbs/engine/03_drawn.ipynb #c100
-def _trait_distance(a, # A row of traits
-                   b, # Another row
-                  )->float: # 0 for the same traits, about 1 or less for breeds that are alike
-    "How unlike two rows of traits are: colours, numbers and kinds together."
-    colour = sum(np.abs(_rgb(a[k]) - _rgb(b[k])).mean()/60 for k in ('base','second','point'))/3
-    number = np.mean([abs(float(a[k]) - float(b[k]))/(4*s) for k,s in _jittered.items()])
-    kind = np.mean([a[k] != b[k] for k in ('species','pattern','light','ear','tail','extra')])
-    return float(colour + number/2 + kind)
+def _eye_colour(rng, cat):
+    if not cat: return _hex(np.array([80, 50, 28.])*rng.uniform(.6, 1.5))
+    return _hex(255*np.array(colorsys.hsv_to_rgb(rng.uniform(.08, .62),
+        rng.uniform(.4, .8), rng.uniform(.55, .9))))
 
-def invented_traits(n:int=50, # How many breeds
-                    seed:int=42, # The same seed gives the same rows
-                    away:float=.8, # Smallest `_trait_distance` from every real breed
-                   )->pd.DataFrame: # Rows of the form of `breed_traits`; index: invented names
+# %% ../../nbs/engine/03_drawn.ipynb #c802cb39
+def _trait_distance(a, b):
+    "0 for the same traits, about 1 or less for breeds that are alike"
+    colour = sum(np.abs(_rgb(a[k]) - _rgb(b[k])).mean()/60
+        for k in ('base','second','point'))/3
+    number = np.mean([abs(float(a[k]) - float(b[k]))/(4*s) for k,
+        s in _jittered.items()])
+    return float(colour + number/2 + np.mean([a[k] != b[k]
+        for k in ('species','pattern','light','ear','tail','extra')]))
+
+def invented_traits(
+    n:int=50, # How many breeds
+    seed:int=42, # The same seed gives the same rows
+    away:float=.8, # Smallest distance from every real breed (1: alike)
+)->pd.DataFrame: # Rows of the form of `breed_traits`; index: invented names
     "Traits of breeds that do not exist."
-    rng, rows, real = np.random.default_rng(seed), {}, [r for _,r in breed_traits.iterrows()]
+    rng, rows, real = np.random.default_rng(seed), {}, [r for _,
+        r in breed_traits.iterrows()]
     while len(rows) < n:
         row = _invent(rng)
         name = _invented_name(rng, row['species'])
-        if name not in rows and name not in breed_traits.index and min(_trait_distance(row, r) for r in real) >= away: rows[name] = row
-    return pd.DataFrame.from_dict(rows, orient='index')[breed_traits.columns].rename_axis('breed')
+        new = name not in rows and name not in breed_traits.index
+        if new and min(_trait_distance(row, r) for r in real) >= away: rows[name] = row
+    return pd.DataFrame.from_dict(rows,
+        orient='index')[breed_traits.columns].rename_axis('breed')
 
-# %% ../../nbs/engine/03_drawn.ipynb #c105
-def _picture_seed(seed, breed, n): # The same wherever and in whatever order the pictures are drawn
-    return int(np.random.SeedSequence([seed, zlib.crc32(breed.encode()), n]).generate_state(1, np.uint64)[0])
+# %% ../../nbs/engine/03_drawn.ipynb #c02beb34
+def _image_seed(seed, breed, n):
+    return int(np.random.SeedSequence([seed, zlib.crc32(breed.encode()),
+        n]).generate_state(1, np.uint64)[0])
 
-_aspects = [4/3, 4/3, 4/3, 3/4, 3/4, 3/2, 2/3, 1., 1.2, 16/10]
-
-def _picture_size(rng): # Width and height; both sides from 200 to 700 pixels
-    aspect, long = rng.choice(_aspects), rng.choice([rng.uniform(300, 400), 500, rng.uniform(400, 700)], p=[.45, .35, .2])
+def _image_size(rng):
+    aspect = rng.choice([4/3, 4/3, 4/3, 3/4, 3/4, 3/2, 2/3, 1., 1.2, 16/10])
+    long = rng.choice([rng.uniform(300, 400), 500, rng.uniform(400, 700)],
+        p=[.45, .35, .2])
     w, h = (long, long/aspect) if aspect >= 1 else (long*aspect, long)
     return int(np.clip(w, 200, 700)), int(np.clip(h, 200, 700))
 
-def _draw_one(job): # Worker: draw one picture and write it
+def _draw_one(job):
     path, row, seed, kind = job
     rng = np.random.default_rng([seed, 1])
-    im = draw_pet(row, seed, _picture_size(rng))
-    _save(im, Path(path), kind, int(rng.integers(68, 95)))
-
-# %% ../../nbs/engine/03_drawn.ipynb #c108
-def _save(im, path, kind, quality): # As a JPEG, or as one of the traps
+    im, quality = draw_pet(row, seed, _image_size(rng)), int(rng.integers(68, 95))
     if kind == 'gif': im.convert('P', palette=Image.Palette.ADAPTIVE).save(path, 'GIF')
-    elif kind == 'png': im.convert('RGBA').resize((im.width//2, im.height//2)).save(path, 'PNG', compress_level=3)
+    elif kind == 'png':
+        im.convert('RGBA').resize((im.width//2, im.height//2)).save(path, 'PNG',
+            compress_level=3)
     else: im.save(path, 'JPEG', quality=quality)
     if kind == 'trailing_bytes':
-        with path.open('ab') as f: f.write(b'\x00\xff'*37 + b'left over by an editor')
+        with open(path, 'ab') as f: f.write(b'\x00\xff'*37 + b'left over by an editor')
 
-# %% ../../nbs/engine/03_drawn.ipynb #c109
 _trap_counts = dict(gif=1, png=3, trailing_bytes=2)
 
-def _plan_traps(names, seed): # Which pictures become a trap: name -> kind
-    order = iter(np.random.default_rng([seed, 2]).permutation(names).tolist())
-    return {name: kind for kind,n in _trap_counts.items() for _,name in zip(range(n), order)}
+# %% ../../nbs/engine/03_drawn.ipynb #c58597c6
+def _plan(s, traits):
+    "From the name of each image to its row, seed and kind of trap"
+    names = [(f'{b}_{n}.jpg', b, n) for b in s['breeds']
+        for n in range(1, s['n_per_breed'] + 1)]
+    order = iter(np.random.default_rng([s['seed'], 2]).permutation([o[0]
+        for o in names]).tolist())
+    kinds = {name: kind for kind,n in _trap_counts.items() for _,
+        name in zip(range(n), order)} if s['traps'] else {}
+    return {name: (traits.loc[b], _image_seed(s['seed'], b, n), kinds.get(name))
+        for name,b,n in names}
 
-def _strays(images, breeds): # MATLAB files among the pictures, as in the real folder
-    names = [f'{breeds[0]}_{n}.mat' for n in (100, 101, 102)]
-    for name in names: (images/name).write_bytes(b'MATLAB 5.0 MAT-file'.ljust(124) + b'\x00\x01IM')
-    return names
-
-# %% ../../nbs/engine/03_drawn.ipynb #c111
-def _damage(images, breeds, n): # Files that are really broken or odd, beside the good ones: kind -> names
-    src = [images/f'{b}_{n}.jpg' for b in (breeds*8)[:8]]
-    new = [images/f'{b}_{n + 1 + i}.jpg' for i,b in enumerate((breeds*8)[:8])]
-    im = lambda i: Image.open(src[i]).convert('RGB')
-    im(0).save(new[0], 'JPEG'); new[0].write_bytes(new[0].read_bytes()[:new[0].stat().st_size//2])
-    new[1].write_text('<html>404 Not Found</html>')
-    new[2].write_bytes(b'')
-    shutil.copyfile(src[3], new[3])
-    im(4).convert('CMYK').save(new[4], 'JPEG')
-    Image.fromarray(np.asarray(im(5).convert('L')).astype(np.uint16)*257).save(new[5], 'PNG')
-    exif = Image.Exif(); exif[0x0112] = 6
-    im(6).transpose(Image.Transpose.ROTATE_90).save(new[6], 'JPEG', exif=exif)
-    new[7] = images/'IMG (7).jpg'; im(7).save(new[7], 'JPEG', quality=60)
-    return {k: [p.name] for k,p in zip('truncated text empty duplicate cmyk sixteen_bit exif_rotated unparsable_name'.split(), new)}
-
-# %% ../../nbs/engine/03_drawn.ipynb #c113
-def _write_annotations(folder, traits, numbers, seed): # The three lists of the Oxford set; half of each breed in trainval.txt, half in test.txt
+# %% ../../nbs/engine/03_drawn.ipynb #c001dc9e
+def _write_annotations(folder, traits, s):
     order = sorted(traits.index, key=str.lower)
     species = {b: 1 if b[0].isupper() else 2 for b in order}
-    nth = {b: [x for x in order if species[x] == species[b]].index(b) + 1 for b in order}
-    rows, lists = [], dict(trainval=[], test=[])
-    for b in sorted(numbers, key=str.lower):
-        shuffled = np.random.default_rng([seed, zlib.crc32(b.encode()), 3]).permutation(numbers[b])
+    rows, lists, seed = [], dict(trainval=[], test=[]), s['seed']
+    for b in s['breeds']:
+        numbers = range(1, s['n_per_breed'] + 1)
+        shuffled = np.random.default_rng([seed, zlib.crc32(b.encode()),
+            3]).permutation(numbers)
         train = set(shuffled[:(len(shuffled) + 1)//2].tolist())
-        for n in numbers[b]:
-            rows.append(f'{b}_{n} {order.index(b) + 1} {species[b]} {nth[b]}')
+        nth = [x for x in order if species[x] == species[b]].index(b) + 1
+        for n in numbers:
+            rows.append(f'{b}_{n} {order.index(b) + 1} {species[b]} {nth}')
             lists['trainval' if n in train else 'test'].append(rows[-1])
-    head = ['#name class_id species breed_id', '#class_id: breeds in alphabetical order, from 1', '#species: 1 cat, 2 dog', '#breed_id: number of the breed among its species']
-    for k,v in dict(list=head + rows, **lists).items(): (folder/f'{k}.txt').write_text('\n'.join(v) + '\n')
+    head = ['#name class_id species breed_id',
+        '#class_id: breeds in alphabetical order, from 1', '#species: 1 cat, 2 dog',
+        '#breed_id: number of the breed among its species']
+    folder.mkdir()
+    for k,v in dict(list=head + rows, **lists).items():
+        (folder/f'{k}.txt').write_text('\n'.join(v) + '\n')
 
-# %% ../../nbs/engine/03_drawn.ipynb #c115
-def _run_jobs(jobs, n_workers, progress): # In this process, or in several
-    bar = functools.partial(progress_bar, total=len(jobs), display=progress, leave=False)
-    if n_workers <= 1:
-        for _ in bar(map(_draw_one, jobs)): pass
+# %% ../../nbs/engine/03_drawn.ipynb #c17d5499
+def _end_with_parent():
+    "Start of a worker process: end when the parent has gone"
+    parent = os.getppid()
+    def watch():
+        while os.getppid() == parent: time.sleep(.5)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+def _shown_progress(done, n, show):
+    if not show: return done
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track
+        return track(done, f'Drawing {n:,} images', n, console=Console(stderr=True),
+            transient=True)
+    print(f'Drawing {n:,} images ...', file=sys.stderr, flush=True)
+    return done
+
+def _run_jobs(jobs, n_workers, progress):
+    if n_workers <= 1 or len(jobs) < 2:
+        for _ in _shown_progress(map(_draw_one, jobs), len(jobs), progress): pass
         return
-    worker = _draw_one
-    if worker.__module__ == '__main__': from pets_nb.engine.drawn import _draw_one as worker # Another process can import a module, not a notebook
-    with warnings.catch_warnings(), ProcessPoolExecutor(n_workers) as pool:
-        warnings.filterwarnings('ignore', message='.*multi-threaded.*fork') # The workers use none of those threads
-        for _ in bar(pool.map(worker, jobs, chunksize=8)): pass
+    import pets_nb.engine.drawn as module # workers can import a module, not a notebook
+    pool = ProcessPoolExecutor(min(n_workers, len(jobs)),
+        initializer=module._end_with_parent)
+    with warnings.catch_warnings(), pool:
+        warnings.filterwarnings('ignore', message='.*multi-threaded.*fork')
+        done = pool.map(module._draw_one, jobs, chunksize=8)
+        for _ in _shown_progress(done, len(jobs), progress): pass
 
-def _sweep(dest, hours=2): # Remove what drawings that were killed have left, once nobody writes there any more
-    for d in dest.parent.glob(f'.{dest.name}-unfinished-*'):
-        if time.time() - max(p.stat().st_mtime for p in (d, d/'images') if p.exists()) > 3600*hours: shutil.rmtree(d, ignore_errors=True)
-
-def _drawn_before(dest, settings): # Whether dest already holds exactly these pictures
-    if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())): return False
-    record = dest/'drawn.json'
-    if record.is_file() and json.loads(record.read_text())['settings'] == settings: return True
-    raise FileExistsError(f'{dest} exists and holds something else than these drawn pets; give another folder, or delete it first')
-
-# %% ../../nbs/engine/03_drawn.ipynb #c116
+# %% ../../nbs/engine/03_drawn.ipynb #c48bc91a
 _version = 2 # Of the painter: raise it when the pixels change
+
+def _planted_traps(dest):
+    return _read_record(Path(dest))['planted']
+
+def _read_record(dest):
+    try: return json.loads((dest/'drawn.json').read_text(encoding='utf-8'))
+    except ValueError as e: raise ValueError(f'{shown(dest/"drawn.json")} is damaged '
+        f'({e}). Delete the folder, and it is drawn again.') from None
+
+def _drawn_before(dest, settings):
+    "The record of `dest` if it holds just these images; None if it is empty"
+    if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())): return None
+    record = _read_record(dest) if (dest/'drawn.json').is_file() else {}
+    if record.get('settings') == settings: return record
+    raise FileExistsError(f'{shown(dest)} holds something else than these drawn pets; '
+        'give another folder, or delete it first.')
 
 def _check_breeds(breeds, traits, n_per_breed):
     breeds = sorted(traits.index if breeds is None else breeds, key=str.lower)
     unknown = [b for b in breeds if b not in traits.index]
-    if unknown: raise ValueError(f'{len(unknown)} of {len(breeds)} breeds are not in the table of traits: {unknown[:10]}; its names: {list(traits.index)}')
-    if not breeds or n_per_breed < 1: raise ValueError(f'nothing to draw: {len(breeds)} breeds, n_per_breed={n_per_breed}; both must be at least 1')
+    if unknown: raise ValueError(f'{len(unknown)} of {len(breeds)} breeds are not in '
+        f'the table of traits: {unknown[:10]}; it has {list(traits.index)}')
+    if not breeds or n_per_breed < 1: raise ValueError(f'Nothing to draw: '
+        f'{len(breeds)} breeds, {n_per_breed} images of each; both must be at least 1.')
     return breeds
 
-def _fill(work, settings, traits, n_workers, progress): # Everything that belongs into the folder
-    images, seed, breeds = work/'images', settings['seed'], settings['breeds']
-    (work/'annotations').mkdir(); images.mkdir()
-    numbers = {b: list(range(1, settings['n_per_breed'] + 1)) for b in breeds}
-    names = [f'{b}_{n}.jpg' for b,ns in numbers.items() for n in ns]
-    kinds = _plan_traps(names, seed) if settings['traps'] else {}
-    jobs = [(str(images/f'{b}_{n}.jpg'), traits.loc[b], _picture_seed(seed, b, n), kinds.get(f'{b}_{n}.jpg')) for b,ns in numbers.items() for n in ns]
-    _run_jobs(jobs, n_workers, progress)
-    planted = {k: sorted(n for n,v in kinds.items() if v == k) for k in _trap_counts} if kinds else {}
-    if settings['traps']: planted['stray'] = _strays(images, breeds)
-    if settings['damage']: planted.update(_damage(images, breeds, settings['n_per_breed']))
-    _write_annotations(work/'annotations', traits, numbers, seed)
-    (work/'drawn.json').write_text(json.dumps(dict(settings=settings, planted=planted), indent=1))
+# %% ../../nbs/engine/03_drawn.ipynb #c95f3485
+def _repair(images, plan, sizes, n_workers, progress):
+    "Draw again what is missing or has another length than it had"
+    length = {o.name: o.stat().st_size for o in images.glob('*') if o.is_file()}
+    bad = [name for name in plan if name not in length
+        or length[name] != sizes.get(name, length[name])]
+    if not bad: return
+    print(f'{len(bad):,} drawn images are missing or damaged, and are drawn again: '
+          + ', '.join(bad[:10]), file=sys.stderr)
+    images.mkdir(exist_ok=True)
+    _run_jobs([(str(images/name), *plan[name]) for name in bad], n_workers, progress)
 
-def _planted_traps(dest, # A folder that `draw_pets` made
-                 )->dict: # Kind of trap to the names of the files
-    "What `draw_pets` hid among the pictures, to test an audit with."
-    return json.loads((Path(dest)/'drawn.json').read_text())['planted']
-
-# %% ../../nbs/engine/03_drawn.ipynb #c117
-def draw_pets(dest, # Folder to make; it appears only when every picture is in it
-              n_per_breed:int=40, # Pictures of each breed, numbered from 1
-              breeds:list=None, # Names to draw; None: every row of `traits`
-              traits:pd.DataFrame=None, # Rows to draw from; None: `breed_traits`
-              seed:int=42, # The same seed gives the same pixels, whatever `n_workers` is
-              traps:bool=True, # Plant what the real folder has: `.mat` strays, a GIF and PNGs named `.jpg`, JPEGs with trailing bytes
-              n_workers:int=None, # Processes; None: one for each core
-              damage:bool=False, # Add eight files that are broken or odd, for lessons about auditing
-              progress:bool=True, # Show a progress bar
-             )->Path: # `dest`, with `images/`, `annotations/` and `drawn.json`
-    "Draw a folder of pets in the form of the Oxford-IIIT Pet set."
+# %% ../../nbs/engine/03_drawn.ipynb #c52e783a
+def draw_pets(
+    dest, # Folder to make; it appears only when every image is in it
+    n_per_breed:int=40, # Images of each breed, numbered from 1
+    breeds:list=None, # Names to draw; None: every row of `traits`
+    traits:pd.DataFrame=None, # Rows to draw from; None: `breed_traits`
+    seed:int=42, # The same seed gives the same pixels, whatever `n_workers` is
+    traps:bool=True, # Plant the real folder's strays and misnamed files
+    n_workers:int=None, # Worker processes; None: one for each core
+    progress:bool=True, # Show the progress on stderr
+)->Path: # `dest`, with `images/`, `annotations/` and `drawn.json`
+    "Draw a folder of pets in the form of Oxford's; `ValueError`, `FileExistsError`."
     dest, traits = Path(dest), breed_traits if traits is None else traits
-    breeds = _check_breeds(breeds, traits, n_per_breed)
-    settings = dict(n_per_breed=n_per_breed, breeds=breeds, traits=zlib.crc32(traits.to_csv().encode()), seed=seed, traps=traps, damage=damage, version=_version)
-    if _drawn_before(dest, settings): return dest
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(dest)
-    work = Path(tempfile.mkdtemp(prefix=f'.{dest.name}-unfinished-', dir=dest.parent))
-    try:
-        _fill(work, settings, traits, n_workers or os.cpu_count() or 1, progress)
-        os.chmod(work, 0o755)
-        if dest.is_dir() and not any(dest.iterdir()): dest.rmdir()
-        try: os.replace(work, dest)
+    settings = dict(n_per_breed=n_per_breed, breeds=_check_breeds(breeds, traits,
+        n_per_breed), traits=zlib.crc32(traits.to_csv().encode()), seed=seed,
+        traps=traps, damage=False, version=_version)
+    plan, how = _plan(settings, traits), (n_workers or os.cpu_count() or 1, progress)
+    if record := _drawn_before(dest, settings):
+        _repair(dest/'images', plan, record.get('sizes', {}), *how)
+    else:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with atomic_path(dest) as work: _fill(work, settings, traits, plan, *how)
         except OSError:
-            if not _drawn_before(dest, settings): raise
-    finally: shutil.rmtree(work, ignore_errors=True)
+            if not _drawn_before(dest, settings):
+                raise # else another process was faster
     return dest
 
-# %% ../../nbs/engine/03_drawn.ipynb #8698ed08
-def _data_folder(): # fastai's data folder
-    try: from pets_nb.engine.files import config_folder
-    except ImportError:
-        from fastcore.xtras import Config
-        return Config(Path(os.getenv('FASTAI_HOME', '~/.fastai')), 'config.ini', create=dict(
-            data='data', archive='archive', storage='tmp', model='models')).path('data')
-    return config_folder('data')
+# %% ../../nbs/engine/03_drawn.ipynb #cba2647d
+def _fill(work, settings, traits, plan, n_workers, progress):
+    images, breeds = work/'images', settings['breeds']
+    images.mkdir(parents=True)
+    _run_jobs([(str(images/name), *job) for name,job in plan.items()], n_workers,
+        progress)
+    sizes = {o.name: o.stat().st_size for o in images.iterdir()}
+    planted = {k: sorted(name for name,job in plan.items() if job[2] == k)
+        for k in _trap_counts} if settings['traps'] else {}
+    if settings['traps']:
+        planted['stray'] = [f'{breeds[0]}_{n}.mat' for n in (100, 101, 102)]
+        for name in planted['stray']:
+            (images/name).write_bytes(b'MATLAB 5.0 MAT-file'.ljust(124) + b'\x00\x01IM')
+    _write_annotations(work/'annotations', traits, settings)
+    write_json(work/'drawn.json', dict(settings=settings, planted=planted, sizes=sizes))
 
-def get_drawn(n_per_breed:int=40, # Images of each of the 37 breeds
-              seed:int=42, # The same seed gives the same pixels
-              data_dir:Path=None, # Where data sets are kept; None: fastai's data folder
-              n_workers:int=None, # Worker processes; None: one for each core
-              progress:bool=True, # Show a progress bar
-             )->Path: # The folder of images
+# %% ../../nbs/engine/03_drawn.ipynb #ca9d9492
+def get_drawn(
+    n_per_breed:int=40, # Images of each of the 37 breeds
+    seed:int=42, # The same seed gives the same pixels
+    data_dir:Path=None, # Where data sets are kept; None: fastai's data folder
+    n_workers:int=None, # Worker processes; None: one for each core
+    progress:bool=True, # Show the progress on stderr
+)->Path: # The folder of images
     "Drawn pets, drawn at the first call and reused later."
-    folder = Path(data_dir).expanduser() if data_dir else _data_folder()
+    folder = Path(data_dir).expanduser() if data_dir else config_folder('data')
     name = f'pets_nb-drawn-v{_version}-n{n_per_breed}-seed{seed}'
-    return draw_pets(folder/name, n_per_breed, seed=seed, n_workers=n_workers, progress=progress)/'images'
-
+    return draw_pets(folder/name, n_per_breed, seed=seed, n_workers=n_workers,
+        progress=progress)/'images'
