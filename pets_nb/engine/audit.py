@@ -7,81 +7,83 @@ Docs: https://pets-nb.github.io/pets_nb/engine/audit.html.md"""
 # %% auto #0
 __all__ = ['Audit', 'audit']
 
-# %% ../../nbs/engine/01_audit.ipynb #41098657
+# %% ../../nbs/engine/01_audit.ipynb #1b2d92ee
 import hashlib,json,os,re,sqlite3,sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing,suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np, pandas as pd, PIL
 from fastcore.basics import patch
 from fastcore.foundation import L
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from platformdirs import user_cache_dir
-from pets_nb.engine.files import (ImageError, IMAGE_SUFFIXES, load_image, shown, _all_files, _decode, _expanded, _fault, _header,
-    _open_regular)
+from .files import ImageError, load_image, shown
+from .files import _all_files, _decode, _expanded, _fault, _header
+from .files import _named_image, _open_regular
 
-# %% ../../nbs/engine/01_audit.ipynb #94ac267c
+# %% ../../nbs/engine/01_audit.ipynb #7ef953ac
+_ORDER = ['left out','converted on load','kept']
 _RULES = {
-    'unreadable':           ('left out', 'the system refuses to open it'),
-    'not an image':         ('left out', 'neither its name nor its content is an image'),
-    'misnamed image':       ('left out', "an image whose name doesn't end like one, so that listing the folder misses it: rename it"),
-    'undecodable':          ('left out', 'named like an image, but no decoder can read it'),
-    'truncated':            ('left out', 'part of the image is missing'),
-    'huge':                 ('left out', 'decoding it would take too much memory'),
-    'tiny':                 ('left out', 'too few pixels to show anything'),
-    'no label':             ('left out', 'nothing says what it shows'),
-    'duplicate':            ('left out', 'the same pixels as an earlier file: one copy could be tested on what the other taught'),
-    'contradicting labels': ('left out', 'the same pixels under different labels: at most one is right'),
-    'other format':         ('converted on load', "the content isn't what the name says; opened by content"),
-    'grey':                 ('converted on load', 'one channel, copied to three'),
-    'palette':              ('converted on load', 'indices into a table of colours, looked up'),
-    'transparency':         ('converted on load', 'laid on white'),
-    'CMYK':                 ('converted on load', 'ink colours, converted to RGB'),
-    'more than 8 bits':     ('converted on load', 'scaled to 8 bits by the range of its values'),
-    'other mode':           ('converted on load', "another of Pillow's pixel modes, converted to RGB"),
-    'animated':             ('converted on load', 'the first frame'),
-    'rotated by EXIF':      ('converted on load', 'rotated as the camera noted'),
-    'trailing bytes':       ('kept', 'bytes after the end of a JPEG: Pillow ignores them, some fast decoders refuse them'),
-    'nearly black':         ('kept', 'once converted, almost every pixel is black: look at it'),
-    'near copy':            ('kept', 'almost the same image as an earlier file: keep the two in one part of a split'),
-    'few images':           ('kept', 'a class with very few images will be learned badly'),
+    'unreadable': ('left out', 'the system refuses to open it'),
+    'not an image': ('left out', 'neither its name nor its content is an image'),
+    'misnamed image': ('left out', "its name doesn't end like an image's: rename it"),
+    'undecodable': ('left out', 'named like an image, but no decoder can read it'),
+    'truncated': ('left out', 'part of the image is missing'),
+    'huge': ('left out', 'decoding it would take too much memory'),
+    'tiny': ('left out', 'too few pixels to show anything'),
+    'no label': ('left out', 'nothing says what it shows'),
+    'duplicate': ('left out', 'the same pixels as an earlier file'),
+    'contradicting labels': ('left out', 'the same pixels under different labels'),
 }
 
-# %% ../../nbs/engine/01_audit.ipynb #cb38a011
-_ORDER = ['left out','converted on load','kept']
+# %% ../../nbs/engine/01_audit.ipynb #f996adac
+_RULES |= {
+    'other format': ('converted on load', "the content isn't what the name says"),
+    'grey': ('converted on load', 'one channel, copied to three'),
+    'palette': ('converted on load', 'indices into a table of colours, looked up'),
+    'transparency': ('converted on load', 'laid on white'),
+    'CMYK': ('converted on load', 'ink colours, converted to RGB'),
+    'more than 8 bits': ('converted on load', 'scaled by the range of its values'),
+    'other mode': ('converted on load', "another of Pillow's modes, converted to RGB"),
+    'animated': ('converted on load', 'the first frame'),
+    'rotated by EXIF': ('converted on load', 'rotated as the camera noted'),
+    'trailing bytes': ('kept', 'bytes after the end of a JPEG, which some refuse'),
+    'nearly black': ('kept', 'almost every pixel is black: have a look at it'),
+    'near copy': ('kept', 'almost the same as an earlier file: never split the two'),
+    'few images': ('kept', 'a class with very few images is learned badly'),
+}
 
-_MODES = {'RGB':None, 'L':'grey', '1':'grey', 'P':'palette', 'CMYK':'CMYK', 'LA':'transparency', 'RGBA':'transparency',
-    'PA':'transparency', 'F':'more than 8 bits'}
-_SUFFIXES = {'JPEG':('.jpg','.jpeg','.jfif'), 'MPO':('.jpg','.jpeg','.jfif'), 'TIFF':('.tif','.tiff')}
+# %% ../../nbs/engine/01_audit.ipynb #3a5abfbe
+_MODES = {'RGB':None, 'L':'grey', '1':'grey', 'P':'palette', 'CMYK':'CMYK',
+    'LA':'transparency', 'RGBA':'transparency', 'PA':'transparency',
+    'F':'more than 8 bits'}
+_JPEG = ('.jpg','.jpeg','.jfif')
+_SUFFIXES = {'JPEG':_JPEG, 'MPO':_JPEG, 'TIFF':('.tif','.tiff')}
 
 def _header_problems(im, path):
     "What the header of an opened image shows: a dict from problem to detail"
-    found,suffix = {},path.suffix.lower()
-    if suffix not in IMAGE_SUFFIXES: found['misnamed image'] = f'{im.format} named {suffix or "without a suffix"}'
-    elif suffix not in _SUFFIXES.get(im.format, ('.'+im.format.lower(),)): found['other format'] = f'{im.format} named {suffix}'
-    mode = 'more than 8 bits' if im.mode.startswith('I') else _MODES.get(im.mode, 'other mode')
+    found,suffix,fmt = {},path.suffix.lower(),im.format
+    usual = _SUFFIXES.get(fmt, ('.'+fmt.lower(),))
+    named = f'{fmt} named {suffix or "without a suffix"}'
+    if not _named_image(path): found['misnamed image'] = named
+    elif suffix not in usual: found['other format'] = named
+    deep = im.mode.startswith('I')
+    mode = 'more than 8 bits' if deep else _MODES.get(im.mode, 'other mode')
     if mode: found[mode] = f'mode {im.mode}'
-    if 'transparency' in im.info and mode != 'transparency': found['transparency'] = f'a transparent colour in mode {im.mode}'
-    if im.format != 'MPO' and getattr(im, 'is_animated', False): found['animated'] = 'several frames'
+    if 'transparency' in im.info and mode != 'transparency':
+        found['transparency'] = f'a transparent colour in mode {im.mode}'
+    if fmt != 'MPO' and getattr(im, 'is_animated', False):
+        found['animated'] = 'several frames'
     im.seek(0)
     return found
 
-# %% ../../nbs/engine/01_audit.ipynb #4e9e268a
-_MARK = re.compile(rb'\xff[^\x00\xff\xd0-\xd7]') # neither data (00), filling (FF) nor a restart mark (D0 to D7)
-
-def _trailing(f, most=2**26):
-    "How many bytes follow the end of a JPEG; 0 when there are none, or no end within `most` bytes"
-    size = f.seek(0, 2)
-    f.seek(max(0, size-2))
-    if f.read() == b'\xff\xd9': return 0
-    f.seek(0)
-    end = _jpeg_end(f.read(most))
-    return size-end if end > 0 else 0
+# %% ../../nbs/engine/01_audit.ipynb #dec389d1
+_MARK = re.compile(rb'\xff[^\x00\xff\xd0-\xd7]') # not data, filling or a restart mark
 
 def _jpeg_end(data):
-    "Offset just after the end mark of the JPEG in `data`, -1 when there is none"
+    "Offset just after the end mark of the JPEG in `data`, or -1"
     i = 2
     while m := _MARK.search(data, i):
         i,kind = m.end(),data[m.end()-1]
@@ -89,159 +91,163 @@ def _jpeg_end(data):
         if kind not in (0x01,0xD8): i += int.from_bytes(data[i:i+2], 'big')
     return -1
 
-# %% ../../nbs/engine/01_audit.ipynb #00275c67
-def _hash(rgb):
-    "A 128-bit difference hash: is each of 8 x 8 areas brighter than its left and its upper neighbour?"
-    grey = rgb.convert('L')
-    across,down = (np.asarray(grey.resize(size, 4), np.int16) for size in ((9,8),(8,9)))
-    return np.packbits(np.concatenate([np.diff(across, axis=1) > 0, np.diff(down, axis=0) > 0], axis=None)).tobytes().hex()
+# %% ../../nbs/engine/01_audit.ipynb #4945eb9d
+def _trailing(f, most=2**26):
+    "How many bytes follow the end of a JPEG; 0 if no end is found in `most` bytes"
+    size = f.seek(0, 2)
+    f.seek(max(0, size-2))
+    if f.read() == b'\xff\xd9': return 0
+    f.seek(0)
+    end = _jpeg_end(f.read(most))
+    return size-end if end > 0 else 0
 
-# %% ../../nbs/engine/01_audit.ipynb #4018f15e
+# %% ../../nbs/engine/01_audit.ipynb #2cf57238
+def _hash(rgb):
+    "128 bits: is an area brighter than its left, and than its upper neighbour?"
+    grey = rgb.convert('L')
+    across,down = (np.asarray(grey.resize(o, Image.Resampling.BOX), int)
+        for o in ((9,8),(8,9)))
+    bits = [np.diff(across, axis=1) > 0, np.diff(down, axis=0) > 0]
+    return np.packbits(np.concatenate(bits, axis=None)).tobytes().hex()
+
+# %% ../../nbs/engine/01_audit.ipynb #c20d357e
 def _look(path):
     "What one file is, whatever its label: a row that can be remembered"
-    row,named = dict(format='', mode='', width=0, height=0, found={}, pixels='', look=''),path.suffix.lower() in IMAGE_SUFFIXES
+    row = dict(format='', mode='', width=0, height=0, found={}, pixels='', look='')
     found = row['found']
     try:
         with _open_regular(path) as f, _header(f) as im:
-            row.update(format=im.format, mode=im.mode, width=im.width, height=im.height)
+            row |= {o: getattr(im, o) for o in ('format','mode','width','height')}
             found.update(_header_problems(im, path))
             rgb = _decode(im, 64)
-            row.update(pixels=hashlib.blake2b(rgb.tobytes(), digest_size=16).hexdigest(), look=_hash(rgb))
-            if sum(rgb.convert('L').histogram()[:12]) > .99*rgb.width*rgb.height: found['nearly black'] = 'over 99 % of its pixels'
-            if (turn := im.getexif().get(0x0112, 1)) in range(2,9): found['rotated by EXIF'] = f'orientation {turn}'
-            if im.format == 'JPEG' and (n := _trailing(f)): found['trailing bytes'] = f'{n:,} bytes after the end mark'
+            sum_ = hashlib.blake2b(rgb.tobytes(), digest_size=16).hexdigest()
+            row |= dict(pixels=sum_, look=_hash(rgb))
+            dark = sum(rgb.convert('L').histogram()[:12])/(rgb.width*rgb.height)
+            if dark > .99: found['nearly black'] = f'{100*dark:.1f} % of its pixels'
+            turn = im.getexif().get(0x0112, 1)
+            if turn in range(2,9): found['rotated by EXIF'] = f'orientation {turn}'
+            if im.format == 'JPEG' and (n := _trailing(f)):
+                found['trailing bytes'] = f'{n:,} bytes after the end mark'
     except Exception as e:
         e = e if isinstance(e, ImageError) else _fault(e)
-        found['not an image' if e.kind=='undecodable' and not row['format'] and not named else e.kind] = str(e)
+        stray = e.kind == 'undecodable' and not row['format'] and not _named_image(path)
+        found['not an image' if stray else e.kind] = str(e)
     return row
 
-# %% ../../nbs/engine/01_audit.ipynb #a92b58c8
-def _with_memory(work, *args):
-    "`work(db, *args)`; a damaged memory is begun anew, and one that can't be used is done without (None)"
-    for _ in range(2):
-        try:
-            file = _memory_file()
-            with closing(sqlite3.connect(file, timeout=5)) as db, db:
-                db.execute('CREATE TABLE IF NOT EXISTS looks (path BLOB PRIMARY KEY, size INT, mtime INT, version TEXT, row TEXT)')
-                return work(db, *args)
-        except (sqlite3.OperationalError, OSError, RuntimeError): return None # no place to keep it
-        except sqlite3.DatabaseError as e:
-            print(f'The memory of earlier audits is damaged and begun anew: {shown(file)} ({e})')
-            with suppress(OSError): os.remove(file)
-
+# %% ../../nbs/engine/01_audit.ipynb #d1a73806
 def _memory_file():
     folder = os.getenv('PETS_NB_CACHE') or user_cache_dir('pets_nb')
     if folder[0] == '~': raise OSError('no home folder')
     os.makedirs(folder, exist_ok=True)
     return os.path.join(folder, 'audit.sqlite')
 
-# %% ../../nbs/engine/01_audit.ipynb #68815ab9
+# %% ../../nbs/engine/01_audit.ipynb #102f9301
+def _with_memory(work, *args):
+    "`work(db, *args)`, or None where no memory can be kept"
+    for _ in range(2):
+        try:
+            file = _memory_file()
+            with closing(sqlite3.connect(file, timeout=5)) as db, db:
+                db.execute('CREATE TABLE IF NOT EXISTS looks (path BLOB PRIMARY KEY, '
+                    'size INT, mtime INT, version TEXT, row TEXT)')
+                return work(db, *args)
+        except (sqlite3.OperationalError, OSError, RuntimeError): return None
+        except sqlite3.DatabaseError as e:
+            print('The memory of earlier audits is damaged and begun anew: '
+                f'{shown(file)} ({e})')
+            with suppress(OSError): os.remove(file)
+
+# %% ../../nbs/engine/01_audit.ipynb #1e92a690
 _VERSION = f'1 {PIL.__version__}' # Another Pillow may read other files
 
 def _key(path):
-    "Path, size and time of a file: while these stay, it is taken for the same; None when the system tells nothing"
+    "Path, size and time of a file, which say that it is the same; or None"
     try: s = os.stat(path)
     except (OSError, ValueError): return None
     return os.fsencode(os.path.abspath(path)), s.st_size, s.st_mtime_ns
 
+# %% ../../nbs/engine/01_audit.ipynb #8e93d2b2
 def _recall(db, keys):
     "What is known about the files with these keys: a dict from key to row"
     known,names = {}, [k[0] for k in keys if k]
     for i in range(0, len(names), 500):
         part = names[i:i+500]
-        for *key,row in db.execute(f"SELECT path, size, mtime, row FROM looks WHERE version = ? AND path IN ({','.join('?'*len(part))})",
-                (_VERSION, *part)):
+        marks = ','.join('?'*len(part))
+        for *key,row in db.execute('SELECT path, size, mtime, row FROM looks WHERE '
+                f'version = ? AND path IN ({marks})', (_VERSION, *part)):
             with suppress(ValueError): known[tuple(key)] = json.loads(row)
     return known
 
+# %% ../../nbs/engine/01_audit.ipynb #9ba4f92a
 def _remember(db, rows, most=1_000_000):
-    "Keep the rows of these keys; of more than `most` files the oldest are forgotten"
-    db.executemany('INSERT OR REPLACE INTO looks VALUES (?,?,?,?,?)', [(*k, _VERSION, json.dumps(row)) for k,row in rows])
-    db.execute('DELETE FROM looks WHERE rowid <= (SELECT max(rowid) FROM looks) - ?', (most,))
+    "Keep the rows of these keys, and forget the oldest of more than `most` files"
+    db.executemany('INSERT OR REPLACE INTO looks VALUES (?,?,?,?,?)',
+        [(*k, _VERSION, json.dumps(row)) for k,row in rows])
+    last, = db.execute('SELECT max(rowid) FROM looks').fetchone()
+    db.execute('DELETE FROM looks WHERE rowid <= ?', ((last or 0)-most,))
 
-# %% ../../nbs/engine/01_audit.ipynb #37f67e1d
+# %% ../../nbs/engine/01_audit.ipynb #ea990648
 def _looks(paths, n_workers=None):
     "The rows of `_look` for all files; those looked at before are remembered"
     keys = [_key(o) for o in paths]
     known = _with_memory(_recall, keys) or {}
-    new = [i for i,k in enumerate(keys) if k not in known]
-    if len(new) > 2000: print(f'Opening {len(new):,} files for the first time ...', file=sys.stderr, flush=True)
     rows = [known.get(k) for k in keys]
+    new = [i for i,o in enumerate(rows) if o is None]
+    if len(new) > 2000:
+        print(f'Opening {len(new):,} files for the first time', file=sys.stderr)
     with ThreadPoolExecutor(max(1, n_workers or os.cpu_count())) as pool:
         for part in (new[i:i+2000] for i in range(0, len(new), 2000)):
-            for i,row in zip(part, pool.map(_look, [Path(paths[i]) for i in part])): rows[i] = row
-            _with_memory(_remember, [(keys[i],rows[i]) for i in part if keys[i] and 'unreadable' not in rows[i]['found']])
+            looked = pool.map(_look, [Path(paths[i]) for i in part])
+            for i,row in zip(part, looked): rows[i] = row
+            keep = [i for i in part if keys[i] and 'unreadable' not in rows[i]['found']]
+            _with_memory(_remember, [(keys[i],rows[i]) for i in keep])
     return rows
 
-# %% ../../nbs/engine/01_audit.ipynb #621f2c8a
+# %% ../../nbs/engine/01_audit.ipynb #485bb708
 _BITS = np.array([o.bit_count() for o in range(256)], np.uint8)
 
 def _close_pairs(hashes, most=7):
-    """Pairs of rows of an (n,16) byte array that differ in at most `most` of 128 bits
-
-    Such rows agree in at least one of eight 16-bit bands (the pigeonhole principle), so only rows that do are compared."""
+    "Pairs of rows of a byte array (n,16) that differ in at most `most` < 8 bits"
     pairs = set()
     for band in hashes.view(np.uint16).T:
         order = np.argsort(band, kind='stable')
         band,at,step = band[order], np.arange(len(order)), 1
-        while len(at := at[at+step < len(order)]) and len(at := at[band[at] == band[at+step]]):
+        while len(at := at[at+step < len(order)]):
+            at = at[band[at] == band[at+step]] # still in one run of equal bands
             i,j = order[at],order[at+step]
             near = _BITS[hashes[i]^hashes[j]].sum(1) <= most
             pairs.update(zip(i[near].tolist(), j[near].tolist()))
             step += 1
     return pairs
 
-# %% ../../nbs/engine/01_audit.ipynb #a24efdd2
+# %% ../../nbs/engine/01_audit.ipynb #fb02be08
 def _copy_groups(looks):
-    "Groups of near copies among images with these hashes ('' belongs to none), as lists of indices"
+    "Groups of indices of images with close hashes ('' is close to none)"
     by_hash = {}
     for i,o in enumerate(looks):
         if o: by_hash.setdefault(o, []).append(i)
-    groups = list(by_hash.values())
-    group = list(range(len(groups)))
+    at = list(range(len(by_hash))) # points to an earlier one of the group, or to itself
     def first(i):
-        while group[i] != i: i = group[i]
+        while at[i] != i: i = at[i]
         return i
     hashes = np.frombuffer(bytes.fromhex(''.join(by_hash)), np.uint8).reshape(-1, 16)
-    for i,j in sorted(_close_pairs(hashes)): group[max(first(i), first(j))] = min(first(i), first(j))
+    for pair in sorted(_close_pairs(hashes)):
+        a,b = sorted(map(first, pair))
+        at[b] = a
     merged = {}
-    for i,o in enumerate(groups): merged.setdefault(first(i), []).extend(o)
+    for i,o in enumerate(by_hash.values()): merged.setdefault(first(i), []).extend(o)
     return [sorted(o) for o in merged.values() if len(o) > 1]
 
+# %% ../../nbs/engine/01_audit.ipynb #697aac99
 def _near_copies(files):
     "Groups of files that show almost the same image, as lists of indices into `files`"
     return _copy_groups([o['look'] for o in _looks(files)])
 
-# %% ../../nbs/engine/01_audit.ipynb #147b0338
-def _usable(table): return table[[all(_RULES[o][0] != 'left out' for o in found) for found in table.found]]
-
-def _alike(table, column):
-    "Parts of `table` that share a value with another row"
-    return (o for _,o in table[table[column].duplicated(keep=False)].groupby(column, sort=False))
-
-def _find_copies(table):
-    "Note equal pixels (the later ones as duplicates, all of them where labels contradict each other) and near copies"
-    for same in _alike(_usable(table), 'pixels'):
-        if same.label.nunique() > 1:
-            for found in same.found: found['contradicting labels'] = 'same pixels: ' + ', '.join(same.file[:10])
-        else:
-            for found in same.found[1:]: found['duplicate'] = f'same pixels as {same.file.iloc[0]}'
-    good = _usable(table)
-    for group in _copy_groups(good['look']):
-        for i in group[1:]: good.found.iloc[i]['near copy'] = f'almost the same as {good.file.iloc[group[0]]}'
-
-def _find_few(table, min_per_class):
-    "Note classes with fewer than `min_per_class` usable images"
-    good = _usable(table)
-    count = Counter(good.label)
-    for found,label in zip(good.found, good.label):
-        if label and count[label] < min_per_class: found['few images'] = f'{count[label]} of {shown(label)}'
-
-# %% ../../nbs/engine/01_audit.ipynb #8c05875c
+# %% ../../nbs/engine/01_audit.ipynb #aeeb5665
 class Audit:
     "What every file of a folder really is, and what becomes of it"
     def __init__(self,
-        table:pd.DataFrame, # One row for each file: file, format, mode, width, height, bytes, label, problems, decision, detail
+        table:pd.DataFrame, # A row for each file: file, format, ..., decision, detail
         paths, # The files' paths, in the order of the rows
     ): self.table,self.paths = table,L(paths)
 
@@ -253,59 +259,98 @@ class Audit:
     @property
     def offenders(self)->pd.DataFrame: # Rows of `table`, those left out first
         "The files that have a problem"
-        res = self.table[self.table.problems != '']
-        return res.sort_values('decision', key=lambda o: o.map(_ORDER.index), kind='stable')
-
-    @property
-    def summary(self)->pd.DataFrame: # One row for each kind of problem found: decision, files, examples, reason
-        "How many files have each kind of problem, with examples"
-        kinds = self.table.problems[self.table.problems != ''].str.split(', ').explode()
-        rows = {k:(why[0], len(o), ', '.join(self.table.file[o.index[:3]]), why[1]) for k,why in _RULES.items() if len(o := kinds[kinds==k])}
-        return pd.DataFrame.from_dict(rows, orient='index', columns=['decision','files','examples','reason']).rename_axis('problem')
+        order = lambda o: o.map(_ORDER.index)
+        return self.table[self.table.problems != ''].sort_values('decision', key=order,
+            kind='stable')
 
     def __repr__(self):
-        counts = ', '.join(f'{n:,} {d}' for d,n in self.table.decision.value_counts().items())
+        n = self.table.decision.value_counts()
+        counts = ', '.join(f'{n[o]:,} {o}' for o in _ORDER[::-1] if o in n)
         return f'Audit of {len(self.table):,} files: {counts}'
 
     def _repr_html_(self): return f'<p>{self!r}</p>{self.summary.to_html()}'
 
-# %% ../../nbs/engine/01_audit.ipynb #304d323c
+# %% ../../nbs/engine/01_audit.ipynb #350ca8fd
+@patch(as_prop=True)
+def summary(self:Audit)->pd.DataFrame: # By problem: decision, files, examples, reason
+    "How many files have each kind of problem, with examples"
+    kinds = self.table.problems[self.table.problems != ''].str.split(', ').explode()
+    rows = {}
+    for k,(decision,reason) in _RULES.items():
+        i = kinds.index[kinds == k]
+        if len(i): rows[k] = decision, len(i), ', '.join(self.table.file[i[:3]]), reason
+    columns = ['decision','files','examples','reason']
+    return pd.DataFrame.from_dict(rows, 'index', columns=columns).rename_axis('problem')
+
+# %% ../../nbs/engine/01_audit.ipynb #1e667e92
+def _usable(table):
+    def bad(found): return any(_RULES[o][0] == 'left out' for o in found)
+    return table[~table.found.map(bad).astype(bool)]
+
+# %% ../../nbs/engine/01_audit.ipynb #528fc654
+def _find_copies(table):
+    "Note equal pixels and near copies"
+    good = _usable(table)
+    equal = good[good.pixels.duplicated(keep=False)]
+    for _,same in equal.groupby('pixels', sort=False):
+        if same.label.nunique() > 1:
+            names = ', '.join(same.file[:10])
+            for o in same.found: o['contradicting labels'] = f'same pixels: {names}'
+        else:
+            said = f'same pixels as {same.file.iloc[0]}'
+            for o in same.found[1:]: o['duplicate'] = said
+    good = _usable(table)
+    for first,*rest in _copy_groups(good['look']):
+        said = f'almost the same as {good.file.iloc[first]}'
+        for i in rest: good.found.iloc[i]['near copy'] = said
+
+# %% ../../nbs/engine/01_audit.ipynb #c86da777
+def _judge(table, labelled, min_side, min_per_class):
+    "Turn the problems found into the columns `problems`, `decision` and `detail`"
+    for o in table.itertuples():
+        if o.format and min(o.width, o.height) < min_side:
+            o.found['tiny'] = f'{o.width} x {o.height} pixels'
+        if labelled and o.format and not o.label: o.found['no label'] = 'no label'
+    _find_copies(table)
+    good = _usable(table)
+    n = Counter(good.label)
+    for found,label in zip(good.found, good.label):
+        if label and n[label] < min_per_class:
+            found['few images'] = f'{n[label]} of {shown(label)}'
+    table['problems'] = [', '.join(o) for o in table.found]
+    decide = lambda o: min((_RULES[k][0] for k in o), key=_ORDER.index, default='kept')
+    table['decision'] = table.found.map(decide)
+    table['detail'] = ['; '.join(o.values()) for o in table.found]
+
+# %% ../../nbs/engine/01_audit.ipynb #690eb94d
 def audit(
     path, # A folder, or a list of files
-    labels=None, # One label for each file (None or '': it has none), or a function from file to label; None: labels are not checked
+    labels=None, # One for each file (None: no label), or a function; default: unchecked
     min_side:int=32, # Pixels: an image with a shorter side is tiny
     min_per_class:int=5, # A class with fewer usable images is reported
     n_workers:int=None, # Threads; default: one for each core
 )->Audit: # The table and the usable files
-    "Open every file and say what it is and whether it can be trained on; remembers files by path, size and time"
-    one = isinstance(path, (str,os.PathLike))
-    if one and all((_expanded(path)/o).is_dir() for o in ('images','annotations')): path = _expanded(path)/'images' # as Oxford's archive is laid out
+    "Open every file and decide what can be trained on"
+    if one := isinstance(path, (str,os.PathLike)):
+        path = _expanded(path)
+        oxford = all((path/o).is_dir() for o in ('images','annotations'))
+        if oxford: path = path/'images'
     paths = _all_files(path) if one else L(map(Path, path))
     if not paths: raise ValueError('There are no files to audit.')
     if callable(labels): labels = paths.map(labels)
-    if labels is not None and len(labels) != len(paths): raise ValueError(f'{len(labels)} labels for {len(paths)} files')
+    if labels is not None and len(labels) != len(paths):
+        raise ValueError(f'{len(labels)} labels for {len(paths)} files')
     table = pd.DataFrame(_looks(paths, n_workers))
     full = [os.path.abspath(o) for o in paths]
-    root = os.path.abspath(_expanded(path)) if one else os.path.commonpath([os.path.dirname(o) for o in full])
-    table.insert(0, 'file', [shown(o[len(root):].lstrip(os.sep).replace(os.sep, '/')) for o in full])
-    table['label'] = [o or '' for o in labels] if labels is not None else ''
+    folders = [path] if one else [os.path.dirname(o) for o in full]
+    root = os.path.commonpath([os.path.abspath(o) for o in folders])
+    names = [shown(o[len(root):].lstrip(os.sep).replace(os.sep, '/')) for o in full]
+    table.insert(0, 'file', names)
+    table['label'] = '' if labels is None else [o or '' for o in labels]
     _judge(table, labels is not None, min_side, min_per_class)
     return Audit(table.drop(columns=['found','pixels','look']), paths)
 
-# %% ../../nbs/engine/01_audit.ipynb #ce511695
-def _judge(table, labelled, min_side, min_per_class):
-    "Turn the problems found into the columns `problems`, `decision` and `detail`"
-    for r in table.itertuples():
-        if r.format and min(r.width, r.height) < min_side: r.found['tiny'] = f'{r.width} x {r.height} pixels'
-        if labelled and r.format and not r.label: r.found['no label'] = 'no label'
-    _find_copies(table)
-    _find_few(table, min_per_class)
-    worst = lambda found: min((_RULES[o][0] for o in found), key=_ORDER.index, default='kept')
-    table['problems'] = [', '.join(o) for o in table.found]
-    table['decision'] = table.found.map(worst)
-    table['detail'] = ['; '.join(o.values()) for o in table.found]
-
-# %% ../../nbs/engine/01_audit.ipynb #f32c82cf
+# %% ../../nbs/engine/01_audit.ipynb #8f882f48
 @patch
 def plot(self:Audit,
     max_n:int=24, # At most this many files, those left out first
@@ -315,19 +360,24 @@ def plot(self:Audit,
     import matplotlib.pyplot as plt
     rows = self.offenders.head(max_n)
     n_rows = max(1, -(-len(rows)//cols))
-    fig,axs = plt.subplots(n_rows, cols, figsize=(1.45*cols, 1.85*n_rows), squeeze=False)
+    size = 1.45*cols, 1.85*n_rows
+    fig,axs = plt.subplots(n_rows, cols, figsize=size, squeeze=False)
     for ax in axs.flat: ax.set_axis_off()
     for ax,(i,row) in zip(axs.flat, rows.iterrows()): _show_file(ax, self.paths[i], row)
-    fig.suptitle(f'{len(rows)} of {len(self.offenders)} files with a problem (red: left out)')
+    fig.suptitle(f'{len(rows)} of {len(self.offenders)} files with a problem')
     plt.close(fig)
     return fig
 
+# %% ../../nbs/engine/01_audit.ipynb #fd8226fa
 def _show_file(ax, path, row, width=24):
     "Draw one file, or say that it can't be drawn"
-    try: ax.imshow(ImageOps.pad(load_image(path, 160), (160,160), color='#ebebeb'), interpolation='bilinear')
+    try:
+        im = ImageOps.pad(load_image(path, 160), (160,160), color='#ebebeb')
+        ax.imshow(im, interpolation='bilinear')
     except ImageError:
         ax.imshow(np.full((160,160,3), 235, np.uint8))
-        ax.text(80, 80, "can't be\nshown", ha='center', va='center', fontsize=8, color='#666666')
+        ax.text(80, 80, "can't be\nshown", ha='center', va='center', fontsize=8)
     name = row.file if len(row.file) <= width else '…'+row.file[1-width:]
-    ax.set_title('\n'.join([name, *row.problems.split(', ')[:2]]).replace('$', r'\$'), fontsize=7, fontweight='normal', loc='center',
-        color='#b03000' if row.decision=='left out' else '#333333')
+    title = '\n'.join([name, *row.problems.split(', ')[:2]]).replace('$', r'\$')
+    colour = '#b03000' if row.decision == 'left out' else '#333333'
+    ax.set_title(title, fontsize=7, fontweight='normal', loc='center', color=colour)
