@@ -322,11 +322,10 @@ def _hanging_ears(c, h, t):
         c.part(_fluff(shape, .02 + .05*_fur(t) + .07*(t.ear == 'feathered'), c.rng),
             _ear_colour(t), paint, shadow=.45)
 
-# %% ../../nbs/engine/03_drawn.ipynb #cae77ba7
+# %% ../../nbs/engine/03_drawn.ipynb #caee6212
 def _face_marks(tile, h, t):
-    w = t.head
-    def blur(x, y, z, rx, ry, colour, *args):
-        tile.soft(_ellipse(*h(x, y, z), rx, ry), colour, *args)
+    w, blur = t.head, lambda x, y, z, rx, ry, colour, *args: tile.soft(
+        _ellipse(*h(x, y, z), rx, ry), colour, *args)
     _coat(tile, t, (-1.1*w, -1, 1.1*w, .4), 'head')
     if 'hood' in t.dark: tile.fill(_ellipse(0, 0, 2, 2), t.point)
     if 'cap' in t.dark:
@@ -479,7 +478,7 @@ def _dog_nose(c, top, n, nose):
     c.part(_ellipse(*(top + (-n*.25, -n*.25)), n*.35, n*.16, n=10),
         _mix(nose, (255, 255, 255), .45), relief=0)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c2ceeb9d
+# %% ../../nbs/engine/03_drawn.ipynb #c5a2b0af
 def _long_face_hair(c, h, t):
     colour, lo, w = _mix(t.base, t.second,
         .35), .26 + .24*t.muzzle, .30 + .26*t.muzzle_width
@@ -505,7 +504,7 @@ def _long_face_hair(c, h, t):
         c.part(_ellipse(*h(s*.34, -.38, .8), .10, .085), t.second, relief=.4, shadow=0)
     if 'bow' in t.extra: _bow(c, h(0, -1.0, .2), .20, t.bow)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c3941fe3
+# %% ../../nbs/engine/03_drawn.ipynb #c094b254
 def _bow(c, p, r, colour):
     for s in (-1, 1):
         c.part(_smooth([p, p + (s*r*1.5, -r*.8), p + (s*r*1.5, r*.8)], 1), colour,
@@ -535,7 +534,7 @@ def _ruff(c, h, t):
     c.part(shape, _mix(t.base, t.second, .45), lambda tile: tile.hair(50, p,
         (w*1.2, 1.0), .34, .10, p - (0, .3)), shadow=.4)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c665dd66
+# %% ../../nbs/engine/03_drawn.ipynb #c2a7dadc
 def _body_colour(t):
     return t.point if t.pattern == 'saddle' and 'silky' in t.extra else t.base
 def _feet_colour(t):
@@ -560,7 +559,7 @@ def _body_marks(t, box, top=None):
             (x, y0 - .5))
     return paint
 
-# %% ../../nbs/engine/03_drawn.ipynb #c746e29a
+# %% ../../nbs/engine/03_drawn.ipynb #c7446707
 def _chest(c, t, p, w, h):
     if 'chest' in t.light: pale = t.second
     elif t.coat > .7: pale = _mix(t.base, t.second, .6)
@@ -590,7 +589,7 @@ def _leg(c, t, points, r, far=False):
         c.line([p + (x*r, r*.12), p + (x*r*1.1, r*.62)], _mix(foot, (0, 0, 0), .45),
             .028)
 
-# %% ../../nbs/engine/03_drawn.ipynb #ced63145
+# %% ../../nbs/engine/03_drawn.ipynb #c228d6d1
 def _draw_tail(c, t, p, side=1):
     fur, rng, marked = _fur(t), c.rng, t.pattern in ('tabby', 'spots', 'rosettes')
     r = dict(thin=.10, thick=.17, plume=.20, curl=.17, bob=.13)[t.tail]*(1 + .6*fur)
@@ -615,7 +614,7 @@ def _draw_tail(c, t, p, side=1):
     c.part(_fluff(shape, .015 + .13*fur, rng), _mix(t.base, t.point, .9)
         if 'tail' in t.dark else _body_colour(t), paint, shadow=.2)
 
-# %% ../../nbs/engine/03_drawn.ipynb #cc0054ea
+# %% ../../nbs/engine/03_drawn.ipynb #c82c2d4a
 def _trunk(c, t, shape, rough, box, tuft=.2, top=None):
     c.part(_fluff(shape, rough, c.rng, tuft), _body_colour(t), _body_marks(t, box, top))
 
@@ -642,7 +641,7 @@ def _sit(c, t, rng):
             + .07*t.size)
     _chest(c, t, np.array([0., 1.0]), .46*b, 1.3)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c8d7aee0
+# %% ../../nbs/engine/03_drawn.ipynb #c367dee1
 def _lie(c, t, rng):
     b, fur = .66 + .38*t.size + .10*_fur(t), _fur(t)
     ground = 1.55 + .25*b
@@ -659,7 +658,7 @@ def _lie(c, t, rng):
         _leg(c, t, [(x + .25, ground - .35), (x - .2, ground - .02),
             (x - .65, ground + .06)], .21 + .06*t.size)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c3e6762b
+# %% ../../nbs/engine/03_drawn.ipynb #c36e24d3
 def _stand(c, t, rng):
     b, fur, leg = .62 + .34*t.size + .08*_fur(t), _fur(t), .35 + 1.25*t.legs
     top, belly, back = .55, .55 + 1.35*b, 1.0 + 2.55*b
@@ -682,7 +681,7 @@ _poses = dict(portrait=(_bust, (-1.35, -1.55, 1.35, 1.75)),
     sitting=(_sit, (-1.6, -1.6, 1.7, 3.5)), lying=(_lie, (-1.5, -1.6, 3.9, 2.2)),
     standing=(_stand, (-1.3, -1.6, 4.0, 3.2)))
 
-# %% ../../nbs/engine/03_drawn.ipynb #cf8943ff
+# %% ../../nbs/engine/03_drawn.ipynb #cd01b14f
 def _draw_animal(c, t, rng, pose):
     body, (x0, y0, x1, y1) = _poses[pose]
     if t.ear_size > 1.3 and t.ear == 'pricked': y0 -= .3
@@ -709,7 +708,7 @@ def _collar(c, rng):
         shadow=.2)
     if rng.random() < .6: c.part(_ellipse(0, 1.36, .13, .13), (226, 186, 70), cover=0)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c3d49800
+# %% ../../nbs/engine/03_drawn.ipynb #c6011c7a
 def _background(size, rng):
     w, h = 96, max(24, round(96*size[1]/size[0]))
     if size[1] > size[0]: w, h = max(24, round(96*size[0]/size[1])), 96
@@ -742,7 +741,7 @@ def _room(d, w, h, rng):
     for x in range(-w, 2*w, 14):
         d.line((w/2 + (x - w/2)*.6, y, x, h), _ink(np.array(floor)*.85))
 
-# %% ../../nbs/engine/03_drawn.ipynb #c5a8f348
+# %% ../../nbs/engine/03_drawn.ipynb #c263f0ac
 def _lawn(d, w, h, rng):
     y = int(h*rng.uniform(.25, .65))
     d.rectangle((0, 0, w, y), _tint(rng, .56, .35, .9))
@@ -763,7 +762,7 @@ def _meadow_sky(d, w, h, rng):
         d.ellipse((x - 2*r, y - r*.6, x + 2*r, y + r*.6), (250, 250, 252))
     d.rectangle((0, h*.82, w, h), _tint(rng, .2, .4, .6))
 
-# %% ../../nbs/engine/03_drawn.ipynb #ce814544
+# %% ../../nbs/engine/03_drawn.ipynb #c8c4661b
 def _blanket(d, w, h, rng):
     a, b = _tint(rng, rng.random(), rng.uniform(.1, .6), .7), _tint(rng, rng.random(),
         rng.uniform(.1, .6), .6)
@@ -784,7 +783,7 @@ def _bokeh(d, w, h, rng):
         d.ellipse((x - r, y - r, x + r, y + r),
             _tint(rng, rng.random(), .35, rng.uniform(.3, .9)))
 
-# %% ../../nbs/engine/03_drawn.ipynb #c6de3ae1
+# %% ../../nbs/engine/03_drawn.ipynb #c475ac3d
 def _shelf(d, w, h, rng):
     d.rectangle((0, 0, w, h), _tint(rng, .08, .4, .3))
     y = 0
@@ -806,7 +805,7 @@ def _studio(d, w, h, rng):
 _places = dict(room=_room, lawn=_lawn, sky=_meadow_sky, blanket=_blanket, bokeh=_bokeh,
     shelf=_shelf, studio=_studio)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c828fa71
+# %% ../../nbs/engine/03_drawn.ipynb #c2ee430e
 def _foreground(c, rng):
     kind, w, h = rng.choice(['', 'ball', 'grass', 'edge', 'leaf'],
         p=[.5, .14, .12, .12, .12]), c.w, c.h
@@ -835,7 +834,7 @@ def _foreground(c, rng):
             Image.BILINEAR).crop((0, 0, w, h))
         c.rgb.paste(_tint(rng, .3, .5, .4), (0, 0), m)
 
-# %% ../../nbs/engine/03_drawn.ipynb #ce8e0271
+# %% ../../nbs/engine/03_drawn.ipynb #c97797b7
 @functools.cache
 def _fur_texture(kind, side=768):
     rng = np.random.default_rng(dict(short=1, long=2, grain=3)[kind])
@@ -857,7 +856,7 @@ def _texture(kind, size, rng, strength):
     return t.crop((x, y, x + size[0], y + size[1])).point([int(128 + (v - 128)*strength)
         for v in range(256)])
 
-# %% ../../nbs/engine/03_drawn.ipynb #c1474ff9
+# %% ../../nbs/engine/03_drawn.ipynb #cd4ebdef
 def _light(c, size, rng):
     shade = c.shade[c.pad:-c.pad, c.pad:-c.pad]
     h, w = shade.shape
@@ -874,7 +873,7 @@ def _light(c, size, rng):
     return Image.fromarray(np.clip(128*rgb, 0, 235).astype(np.uint8)).resize(size,
         Image.BILINEAR)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c5ad5f78
+# %% ../../nbs/engine/03_drawn.ipynb #c2144620
 def draw_pet(
     breed, # One of the 37 names, or a row of `breed_traits` or `invented_traits`
     seed:int=0, # The same seed gives the same image
@@ -904,7 +903,7 @@ def _row(breed, pose, size):
         raise KeyError(f'no breed {breed!r}; there are {list(breed_traits.index)}')
     return breed_traits.loc[breed]
 
-# %% ../../nbs/engine/03_drawn.ipynb #c605e73a
+# %% ../../nbs/engine/03_drawn.ipynb #c6834252
 def _finish(c, size, rng, t):
     im = c.rgb.reduce(2)
     im = im.resize(size, Image.BILINEAR if im.width > size[0] else Image.BICUBIC)
@@ -920,7 +919,7 @@ def _finish(c, size, rng, t):
     return ImageChops.add(im, Image.merge('RGB',
         [_texture('grain', size, rng, rng.uniform(.1, .4)) for _ in range(3)]), 1, -128)
 
-# %% ../../nbs/engine/03_drawn.ipynb #cc9ce634
+# %% ../../nbs/engine/03_drawn.ipynb #c172a548
 _syllables = 'ba be do fa ga ha ka ki lo lu ma mi na no pa ra ri sa so ta to va ve zu'
 _patterns = dict(
     cat='solid ticked rosettes points spots tabby mask cap patches saddle brindle',
@@ -939,7 +938,7 @@ def _coat_colour(rng):
     return 255*np.array(colorsys.hsv_to_rgb(hue, sat if val < .85 else min(sat, .5),
         val))
 
-# %% ../../nbs/engine/03_drawn.ipynb #c42fae96
+# %% ../../nbs/engine/03_drawn.ipynb #ce3ae213
 def _invent(rng):
     cat, pick = rng.random() < .4, lambda *a: a[rng.integers(len(a))]
     species, base = 'cat' if cat else 'dog', _coat_colour(rng)
@@ -967,7 +966,7 @@ def _eye_colour(rng, cat):
     return _hex(255*np.array(colorsys.hsv_to_rgb(rng.uniform(.08, .62),
         rng.uniform(.4, .8), rng.uniform(.55, .9))))
 
-# %% ../../nbs/engine/03_drawn.ipynb #c802cb39
+# %% ../../nbs/engine/03_drawn.ipynb #cb9ac656
 def _trait_distance(a, b):
     "0 for the same traits, about 1 or less for breeds that are alike"
     colour = sum(np.abs(_rgb(a[k]) - _rgb(b[k])).mean()/60
@@ -993,7 +992,7 @@ def invented_traits(
     return pd.DataFrame.from_dict(rows,
         orient='index')[breed_traits.columns].rename_axis('breed')
 
-# %% ../../nbs/engine/03_drawn.ipynb #c02beb34
+# %% ../../nbs/engine/03_drawn.ipynb #c7b99820
 def _image_seed(seed, breed, n):
     return int(np.random.SeedSequence([seed, zlib.crc32(breed.encode()),
         n]).generate_state(1, np.uint64)[0])
@@ -1019,7 +1018,7 @@ def _draw_one(job):
 
 _trap_counts = dict(gif=1, png=3, trailing_bytes=2)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c58597c6
+# %% ../../nbs/engine/03_drawn.ipynb #cbbecf31
 def _plan(s, traits):
     "From the name of each image to its row, seed and kind of trap"
     names = [(f'{b}_{n}.jpg', b, n) for b in s['breeds']
@@ -1031,7 +1030,7 @@ def _plan(s, traits):
     return {name: (traits.loc[b], _image_seed(s['seed'], b, n), kinds.get(name))
         for name,b,n in names}
 
-# %% ../../nbs/engine/03_drawn.ipynb #c001dc9e
+# %% ../../nbs/engine/03_drawn.ipynb #c64011d5
 def _write_annotations(folder, traits, s):
     order = sorted(traits.index, key=str.lower)
     species = {b: 1 if b[0].isupper() else 2 for b in order}
@@ -1052,7 +1051,7 @@ def _write_annotations(folder, traits, s):
     for k,v in dict(list=head + rows, **lists).items():
         (folder/f'{k}.txt').write_text('\n'.join(v) + '\n')
 
-# %% ../../nbs/engine/03_drawn.ipynb #c17d5499
+# %% ../../nbs/engine/03_drawn.ipynb #c8085962
 def _end_with_parent():
     "Start of a worker process: end when the parent has gone"
     parent = os.getppid()
@@ -1083,7 +1082,7 @@ def _run_jobs(jobs, n_workers, progress):
         done = pool.map(module._draw_one, jobs, chunksize=8)
         for _ in _shown_progress(done, len(jobs), progress): pass
 
-# %% ../../nbs/engine/03_drawn.ipynb #c48bc91a
+# %% ../../nbs/engine/03_drawn.ipynb #c2c45f52
 _version = 2 # Of the painter: raise it when the pixels change
 
 def _planted_traps(dest):
@@ -1098,7 +1097,7 @@ def _drawn_before(dest, settings):
     "The record of `dest` if it holds just these images; None if it is empty"
     if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())): return None
     record = _read_record(dest) if (dest/'drawn.json').is_file() else {}
-    if record.get('settings') == settings: return record
+    if isinstance(record, dict) and record.get('settings') == settings: return record
     raise FileExistsError(f'{shown(dest)} holds something else than these drawn pets; '
         'give another folder, or delete it first.')
 
@@ -1111,7 +1110,7 @@ def _check_breeds(breeds, traits, n_per_breed):
         f'{len(breeds)} breeds, {n_per_breed} images of each; both must be at least 1.')
     return breeds
 
-# %% ../../nbs/engine/03_drawn.ipynb #c95f3485
+# %% ../../nbs/engine/03_drawn.ipynb #c02c89ba
 def _repair(images, plan, sizes, n_workers, progress):
     "Draw again what is missing or has another length than it had"
     length = {o.name: o.stat().st_size for o in images.glob('*') if o.is_file()}
@@ -1123,7 +1122,7 @@ def _repair(images, plan, sizes, n_workers, progress):
     images.mkdir(exist_ok=True)
     _run_jobs([(str(images/name), *plan[name]) for name in bad], n_workers, progress)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c52e783a
+# %% ../../nbs/engine/03_drawn.ipynb #ce34dc7a
 def draw_pets(
     dest, # Folder to make; it appears only when every image is in it
     n_per_breed:int=40, # Images of each breed, numbered from 1
@@ -1151,7 +1150,7 @@ def draw_pets(
                 raise # else another process was faster
     return dest
 
-# %% ../../nbs/engine/03_drawn.ipynb #cba2647d
+# %% ../../nbs/engine/03_drawn.ipynb #c525ef09
 def _fill(work, settings, traits, plan, n_workers, progress):
     images, breeds = work/'images', settings['breeds']
     images.mkdir(parents=True)
@@ -1167,7 +1166,7 @@ def _fill(work, settings, traits, plan, n_workers, progress):
     _write_annotations(work/'annotations', traits, settings)
     write_json(work/'drawn.json', dict(settings=settings, planted=planted, sizes=sizes))
 
-# %% ../../nbs/engine/03_drawn.ipynb #ca9d9492
+# %% ../../nbs/engine/03_drawn.ipynb #c4fd9942
 def get_drawn(
     n_per_breed:int=40, # Images of each of the 37 breeds
     seed:int=42, # The same seed gives the same pixels
