@@ -7,21 +7,23 @@ Docs: https://pets-nb.github.io/pets_nb/engine/features.html.md"""
 # %% auto #0
 __all__ = ['get_features', 'LinearHead', 'fit_head', 'head_first']
 
-# %% ../../nbs/engine/10_features.ipynb #69b454a8
+# %% ../../nbs/engine/10_features.ipynb #8158c3e8
 import math, time
 from contextlib import contextmanager
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor, nn
+from fastai.callback.core import Callback
 from fastai.learner import Learner
+from fastcore.foundation import L
 from .learner import get_logits, partial_fine_tune, quiet
 
-# %% ../../nbs/engine/10_features.ipynb #d2fbd6a8
+# %% ../../nbs/engine/10_features.ipynb #8411118f
 def _last_linear(model):
     "Name of the one linear layer of the model's head"
-    names = [n for n,m in model.named_modules() if isinstance(m, nn.Linear) and n.split('.')[0]=='1']
-    if len(names)!=1: raise ValueError(f"features first needs a head with one linear layer, and this one has {len(names)}: "
-                                       "use pets_learner(..., head='linear')")
-    return names[0]
+    found = [n for n,m in model.named_modules() if isinstance(m, nn.Linear) and n[:1]=='1']
+    if len(found)==1: return found[0]
+    raise ValueError('features first needs a head with one linear layer, and this one has '
+                     f"{len(found)}: use pets_learner(..., head='linear')")
 
 class _WithMirror(nn.Module):
     "The mean of a body's features of images and of their mirror images"
@@ -41,25 +43,27 @@ def _headless(model, mirror):
         model.set_submodule(name, linear)
         model[0] = body
 
-# %% ../../nbs/engine/10_features.ipynb #755dd2df
+# %% ../../nbs/engine/10_features.ipynb #9b17d044
 def get_features(
     learn:Learner, # From `pets_learner`, with its linear head; left as it is
-    dl=None, # A loader, taken as it is, or a list of files; None: the training set, in order and not augmented
+    dl=None, # A loader, taken as it is, or files; None: the training set, in order, not augmented
     mirror:bool=True, # Average over each image and its mirror image?
-)->tuple: # Features (N,D), float32, and targets (N,), int64, None where there are none; both on the CPU
+)->tuple: # Features (N,D), float32, and targets (N,), int64, or None; both on the CPU
     "What the last linear layer would be given, for every image"
     if dl is None: dl = learn.dls.test_dl(list(learn.dls.train_ds.items), with_labels=True)
     elif not hasattr(dl, 'after_batch'): dl = learn.dls.test_dl(list(dl))
     with _headless(learn.model, mirror): return get_logits(learn, dl)
 
-# %% ../../nbs/engine/10_features.ipynb #941adf59
+# %% ../../nbs/engine/10_features.ipynb #59d01466
 def _descend(x, y, n, l2, w=None, tol=1e-4):
-    "Weights and bias, (n, D+1), that minimise the penalised cross-entropy; `w` is where to start"
+    "Weights and bias, (n, D+1), that minimise the penalised cross-entropy, from `w` on"
     w = (x.new_zeros(n, x.shape[1]+1) if w is None else w.clone()).requires_grad_()
-    opt = torch.optim.LBFGS([w], max_iter=500, history_size=20, tolerance_grad=tol, tolerance_change=tol/1000, line_search_fn='strong_wolfe')
+    opt = torch.optim.LBFGS([w], max_iter=500, history_size=20, tolerance_grad=tol,
+                            tolerance_change=tol/1000, line_search_fn='strong_wolfe')
     def loss():
         opt.zero_grad()
-        loss = F.cross_entropy(F.linear(x, w[:,:-1], w[:,-1]), y) + l2/2*w[:,:-1].square().sum()
+        loss = F.cross_entropy(F.linear(x, w[:,:-1], w[:,-1]), y)
+        loss = loss + l2/2*w[:,:-1].square().sum()
         loss.backward()
         return loss
     with torch.enable_grad(): opt.step(loss)
@@ -75,35 +79,39 @@ def _folds(y, k, seed=0):
     fold[at[np.argsort(y.cpu().numpy()[at], kind='stable')]] = np.arange(len(y))%k
     return torch.from_numpy(fold).to(y.device)
 
+def _held_out_losses(x, y, held, n):
+    "The cross-entropy of held-back images by penalty, until it rises twice"
+    w,losses = None,[]
+    for l2 in _penalties:
+        w = _descend(x[~held], y[~held], n, l2, w, 1e-3)
+        losses.append(F.cross_entropy(F.linear(x[held], w[:,:-1], w[:,-1]), y[held]).item())
+        if len(losses)>2 and losses[-1]>losses[-2]>losses[-3]: break
+    return losses + [math.inf]*(len(_penalties)-len(losses))
+
 def _choose_l2(x, y, n):
     "The penalty that predicts held-back training images best"
-    fold = _folds(y, 5)
-    scores = []
-    for k in range(5 if len(y)<2000 else 1):
-        train,held,w,losses = fold!=k,fold==k,None,[]
-        for l2 in _penalties:
-            w = _descend(x[train], y[train], n, l2, w)
-            losses.append(F.cross_entropy(F.linear(x[held], w[:,:-1], w[:,-1]), y[held]).item())
-            if len(losses)>2 and losses[-1]>losses[-2]>losses[-3]: break
-        scores.append(losses + [math.inf]*(len(_penalties)-len(losses)))
-    return _penalties[int(np.argmin(np.mean(scores, 0)))]
+    k,n_folds = (3, 3) if len(y)<2000 else (5, 1)
+    fold = _folds(y, k)
+    losses = [_held_out_losses(x, y, fold==o, n) for o in range(n_folds)]
+    return _penalties[int(np.argmin(np.mean(losses, 0)))]
 
-# %% ../../nbs/engine/10_features.ipynb #b36cc973
+# %% ../../nbs/engine/10_features.ipynb #fbed4289
 class LinearHead(nn.Linear):
-    "A linear layer fitted by `fit_head`; `.l2` is its penalty, `.loss` its cross-entropy on the training set"
+    "A linear layer from `fit_head`, with its penalty `.l2` and training loss `.loss`"
     l2,loss = math.nan,math.nan
     def extra_repr(self): return f'{super().extra_repr()}, l2={self.l2:.2g}, loss={self.loss:.3f}'
 
 def fit_head(
     x:Tensor, # Features (N,D)
     y:Tensor, # Targets (N,), int64
-    l2:float=None, # Penalty on the squared weights of standardised features; None: chosen by cross-validation within `x`
+    l2:float=None, # Penalty on squared weights of standardised features; None: cross-validated
     n_classes:int=None, # Number of logits; None: the largest target and one
-)->LinearHead: # Takes the features as they are: the standardisation is part of its weights
-    "Multinomial logistic regression; `ValueError` for features that are not finite or one class only"
+)->LinearHead: # Takes features as they are: the standardisation is part of its weights
+    "Multinomial logistic regression; `ValueError` for NaN or a single class"
     x,n = x.float(),n_classes or int(y.max())+1
-    if not x.isfinite().all(): raise ValueError(f'{(~x.isfinite().all(1)).sum()} of {len(x)} images have features that are NaN or infinite')
-    if len(y.unique())<2: raise ValueError('all images are of one class; a head needs at least two')
+    bad = ~x.isfinite().all(1)
+    if bad.any(): raise ValueError(f'features of {bad.sum()} images are NaN or infinite')
+    if len(y.unique())<2: raise ValueError('a head needs images of at least two classes')
     mean,std = x.mean(0),x.std(0)
     std[std<1e-6*std.max()] = 1 # features that never vary
     z = (x-mean)/std
@@ -115,20 +123,40 @@ def fit_head(
     head.l2,head.loss = l2,F.cross_entropy(head(x), y).item()
     return head.requires_grad_(True)
 
-# %% ../../nbs/engine/10_features.ipynb #635b88f0
+# %% ../../nbs/engine/10_features.ipynb #0f4006b7
+class _KeepNorm(Callback):
+    "Leave the statistics of all batch normalisation as they are"
+    def before_train(self):
+        for o in self.model.modules():
+            if isinstance(o, nn.modules.batchnorm._BatchNorm): o.eval()
+
 def _validate(learn):
     "The validation loss and metrics by name"
+    n = len(learn.history.rows)
     with quiet(learn): values = learn.validate()
+    del learn.history.rows[n:]
     return dict(zip(['valid_loss', *(o.name for o in learn.metrics)], values))
 
 def _score(row): return row.get('error_rate', row['valid_loss'])
 
+def _tune(learn, row, epochs, lr, first, cbs=None, **kwargs):
+    "Fine-tune from the fitted head; put the head alone back if the error has risen"
+    kept = {k: v.detach().clone() for k,v in learn.model.state_dict().items()}
+    partial_fine_tune(learn, epochs, first=first, base_lr=2*lr, freeze_epochs=0, lr_mult=1,
+                      cbs=[*L(cbs), _KeepNorm()], **kwargs)
+    now = _validate(learn)
+    if not _score(now)>_score(row): return
+    learn.model.load_state_dict(kept)
+    print(f'Fine-tuning raised the validation error from {_score(row):.1%} to '
+          f'{_score(now):.1%}: the fitted head was put back')
+
+# %% ../../nbs/engine/10_features.ipynb #80f92229
 def head_first(
     learn:Learner, # From `pets_learner`, with its linear head; changed in place
     epochs:int=0, # Epochs of fine-tuning after the head has been fitted
     lr:float=1e-4, # Highest learning rate of the fine-tuning, for all that is trained
-    first:int=1, # First group that is fine-tuned: 0 is all of the network, 1 leaves out the lower body
-    mirror:bool=True, # Fit the head to the mean features of each image and its mirror image? Twice the time
+    first:int=1, # First group that is fine-tuned: 0 is all, 1 leaves out the lower body
+    mirror:bool=False, # Average over mirror images for the fit? Twice the time, a little better
     l2:float=None, # Penalty, see `fit_head`
     **kwargs # Passed on to `partial_fine_tune`
 )->Learner: # `learn`; its history begins with the fitted head's row
@@ -142,13 +170,3 @@ def head_first(
     learn.history.rows.append(row)
     if epochs: _tune(learn, row, epochs, lr, first, **kwargs)
     return learn
-
-# %% ../../nbs/engine/10_features.ipynb #e650be31
-def _tune(learn, row, epochs, lr, first, **kwargs):
-    "Fine-tune from the fitted head, and put the head alone back if the error has risen"
-    kept = {k: v.detach().clone() for k,v in learn.model.state_dict().items()}
-    partial_fine_tune(learn, epochs, first=first, base_lr=2*lr, freeze_epochs=0, lr_mult=1, **kwargs)
-    now = _validate(learn)
-    if not _score(now)>_score(row): return
-    learn.model.load_state_dict(kept)
-    print(f'Fine-tuning raised the error from {_score(row):.1%} to {_score(now):.1%}: the fitted head was put back')
