@@ -86,3 +86,27 @@ def test_a_learner_is_recorded_with_its_test_set(tmp_path):
     row = read_records('x', tmp_path).iloc[0]
     expected = [(learn.model(o).argmax().item()==y) for o,y in pairs[18:]]
     assert list(row.right)==expected and row.n_test==6 and row.n_train==12
+
+def test_the_chapters_runs_are_those_of_the_book():
+    from pets_nb.tools.chapter import _PUBLISHED, _RUNS, _chosen
+    assert list(_RUNS)==list(_PUBLISHED.index)==_chosen(None) and _chosen('slice-12, two-epochs,slice-12')==['slice-12','two-epochs']
+    assert _RUNS['slice-12'][1][-1]==dict(call='fit_one_cycle', epochs=12, lr_max=[1e-6,1e-4])
+    with pytest.raises(ValueError, match='no run x, y'): _chosen('x,y,two-epochs')
+
+def test_the_calls_reach_the_learner():
+    from pets_nb.tools.chapter import _RUNS, _do
+    class Spy:
+        def __init__(self): self.calls = []
+        def __getattr__(self, name): return lambda *args, **kwargs: self.calls.append((name, args, kwargs))
+    spy = Spy()
+    for o in _RUNS: _do(spy, _RUNS[o][1])
+    assert spy.calls[0]==('fine_tune', (2,), {}) and spy.calls[1]==('fine_tune', (1,), dict(base_lr=.1)) and spy.calls[4]==('unfreeze', (), {})
+    assert spy.calls[8]==('fit_one_cycle', (12,), dict(lr_max=slice(1e-6,1e-4))) and spy.calls[9]==('fine_tune', (6,), dict(freeze_epochs=3))
+
+def test_the_table_of_recorded_runs(tmp_path):
+    from pets_nb.tools.chapter import _RUNS, chapter_table
+    history = [dict(frozen=f, error_rate=e, seconds=s) for f,e,s in ((True,.2,3.), (False,.1,4.), (False,.15,6.))]
+    for seed in (1,2): run_experiment('chapter', {_RUNS[o][0]: lambda s: dict(error=.15, history=history) for o in ('slice-12','two-epochs')}, (seed,), folder=tmp_path, verbose=False)
+    table = chapter_table('chapter', tmp_path)
+    assert list(table.index)==['two-epochs','slice-12'] and table.ours.loc['two-epochs'].tolist()==[20., 15., 0., 10., 2., 5.]
+    assert table.published.final.tolist()==[8.05, 5.41]
