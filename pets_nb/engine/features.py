@@ -132,9 +132,7 @@ class _KeepNorm(Callback):
 
 def _validate(learn):
     "The validation loss and metrics by name"
-    n = len(learn.history.rows)
-    with quiet(learn): values = learn.validate()
-    del learn.history.rows[n:]
+    with quiet(learn), learn.removed_cbs(learn.history): values = learn.validate()
     return dict(zip(['valid_loss', *(o.name for o in learn.metrics)], values))
 
 def _score(row): return row.get('error_rate', row['valid_loss'])
