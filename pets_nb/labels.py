@@ -11,7 +11,7 @@ __all__ = ['breed_of']
 import re
 from .engine.files import IMAGE_SUFFIXES, shown
 
-# %% ../nbs/01_labels.ipynb #c962a475
+# %% ../nbs/01_labels.ipynb #c160a093
 _suffixes = '|'.join(map(re.escape, IMAGE_SUFFIXES))
 _form = re.compile(rf'(.+)_\d+(?:{_suffixes})', re.IGNORECASE)
 
