@@ -1,4 +1,4 @@
-"""Crop, flip, rotate, zoom, warp, brightness and contrast of one image in a single interpolation
+"""The chapter's resize, crop, augmentation and lighting of an image, in one interpolation
 
 Docs: https://pets-nb.github.io/pets_nb/engine/pipeline.html.md"""
 
@@ -7,21 +7,22 @@ Docs: https://pets-nb.github.io/pets_nb/engine/pipeline.html.md"""
 # %% auto #0
 __all__ = ['sample_augmentations', 'augmentation_matrix', 'warp_image', 'OneWarp']
 
-# %% ../../nbs/engine/05_pipeline.ipynb #c4fff3b6
-from .files import ImageError, load_image, shown, _open_regular, _BIG
+# %% ../../nbs/engine/05_pipeline.ipynb #5baf8c5d
+from .files import ImageError, load_image, shown, _BIG, _open_regular
 import io, math, os, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-import cv2, numpy as np, torch, torch.nn.functional as F
+import cv2, numpy as np, torch
 from PIL import Image
 from torch import Tensor
+from fastcore.basics import patch
 from fastai.vision.augment import RandTransform
 from fastai.vision.core import TensorImage
 
-# %% ../../nbs/engine/05_pipeline.ipynb #5baf8c5d
+# %% ../../nbs/engine/05_pipeline.ipynb #42458407
 def sample_augmentations(
     n:int, # Number of images
-    generator:torch.Generator=None, # Source of random numbers; None is torch's global one
+    generator:torch.Generator=None, # Source of randomness; None is torch's global one
     size:int=224, # Side of the images in a batch, pixels
     item_size:int=None, # Side of the presized square, pixels; None is `size*460/224`
     max_rotate:float=10., # Largest rotation to either side, degrees
@@ -29,84 +30,88 @@ def sample_augmentations(
     max_warp:float=0.2, # Largest perspective warp
     max_lighting:float=0.2, # Largest change of brightness and contrast
     min_scale:float=0.75, # Smallest share of the square's area that the crop keeps
-    p_affine:float=0.75, # Probability of each of rotation, zoom and the two warps
-    p_lighting:float=0.75, # Probability of each of the changes of brightness and contrast
-    p_flip:float=0.5, # Probability of the flip
+    p:float=0.75, # Probability of each change but the flip, which has 0.5
 )->dict: # Name of each parameter -> float tensor of shape (n,)
-    "Random parameters, distributed as in fastai's `Resize(item_size)` and `aug_transforms(size=size, min_scale=min_scale)`"
-    def uniform(a, b): return torch.empty(n).uniform_(a, b, generator=generator)
-    def some(p, x, neutral): return torch.where(torch.rand(n, generator=generator) < p, x, torch.tensor(neutral))
-    item_size = item_size or _item_size(size)
-    params = dict(resize_x=uniform(0, 1), resize_y=uniform(0, 1), flip=some(p_flip, torch.ones(n), 0.),
-                  degrees=some(p_affine, uniform(-max_rotate, max_rotate), 0.),
-                  zoom=some(p_affine, uniform(1., max_zoom), 1.), zoom_x=uniform(0, 1), zoom_y=uniform(0, 1))
-    for o in ('warp_x', 'warp_y'): params[o] = some(p_affine, uniform(-max_warp, max_warp), 0.)
-    side = (item_size*uniform(min_scale, 1).sqrt()).round() if min_scale < 1 else torch.full((n,), float(item_size))
-    for o in ('crop_left', 'crop_top'): params[o] = (uniform(0, 1)*(item_size - side + 1)).floor().clamp(max=item_size - side)
-    params['crop_side'] = side
-    params['brightness'] = some(p_lighting, uniform(0.5*(1 - max_lighting), 0.5*(1 + max_lighting)), 0.5)
-    most = -math.log(1 - max_lighting)
-    params['contrast'] = some(p_lighting, uniform(-most, most).exp(), 1.)
-    return params
+    "Random parameters, distributed as fastai's `Resize` and `aug_transforms` have them"
+    def uniform(a=0., b=1.): return torch.empty(n).uniform_(a, b, generator=generator)
+    def some(x, neutral, p=p): return torch.where(uniform() < p, x, neutral)
+    item_size,contrast = item_size or _item_size(size),-math.log(1 - max_lighting)
+    side = (item_size*uniform(min(min_scale, 1), 1).sqrt()).round()
+    room = item_size - side
+    def start(): return (uniform()*(room + 1)).floor().clamp(max=room)
+    return dict(resize_x=uniform(), resize_y=uniform(),
+                flip=some(torch.ones(n), 0., 0.5),
+                degrees=some(uniform(-max_rotate, max_rotate), 0.),
+                zoom=some(uniform(1, max_zoom), 1.), zoom_x=uniform(), zoom_y=uniform(),
+                warp_x=some(uniform(-max_warp, max_warp), 0.),
+                warp_y=some(uniform(-max_warp, max_warp), 0.),
+                crop_left=start(), crop_top=start(), crop_side=side,
+                brightness=some(0.5 + max_lighting*(uniform() - 0.5), 0.5),
+                contrast=some(uniform(-contrast, contrast).exp(), 1.))
 
 def _item_size(size): return round(size*460/224)
 
-# %% ../../nbs/engine/05_pipeline.ipynb #f84aef8b
+# %% ../../nbs/engine/05_pipeline.ipynb #28db7bb1
 def _matrices(*entries):
-    rows = torch.broadcast_tensors(*(torch.as_tensor(o, dtype=torch.float64) for o in entries))
+    "Nine numbers or tensors of shape (N,) -> shape (N, 3, 3)"
+    rows = torch.broadcast_tensors(*(torch.as_tensor(o).double() for o in entries))
     return torch.stack(rows, -1).reshape(-1, 3, 3)
 
-def _warp(x, y):
-    "The homography of fastai's `Warp`, from its four corners"
-    x,y = x.double(),y.double()
-    u,v = torch.stack([-1-y, -1+y, 1+y, 1-y], -1),torch.stack([-1-x, 1+x, -1+x, 1-x], -1)
-    to = torch.tensor([[-1., -1, 1, 1], [-1, 1, -1, 1]], dtype=torch.float64)
-    (p,q),one,nil = to[:, None].expand(2, *u.shape),torch.ones_like(u),torch.zeros_like(u)
-    rows = torch.cat([torch.stack([u, v, one, nil, nil, nil, -p*u, -p*v], -1),
-                      torch.stack([nil, nil, nil, u, v, one, -q*u, -q*v], -1)], 1)
-    found = torch.linalg.solve(rows, torch.cat([p, q], 1)[..., None])[..., 0]
-    return F.pad(found, (0, 1), value=1.).view(-1, 3, 3)
+def _perspective(x, y):
+    "The map of fastai's `Warp`, given by where the four corners come from"
+    corners = np.float32([[-1, -1], [-1, 1], [1, -1], [1, 1]])
+    def one(x, y):
+        seen = np.float32([[-1-y, -1-x], [-1+y, 1+x], [1+y, -1+x], [1-y, 1-x]])
+        return cv2.getPerspectiveTransform(seen, corners)
+    return torch.from_numpy(np.stack([one(*o) for o in zip(x.tolist(), y.tolist())]))
 
+# %% ../../nbs/engine/05_pipeline.ipynb #c074eba8
 def augmentation_matrix(
     params:dict, # Parameters as from `sample_augmentations`
     size:int=224, # Side of the output, pixels
     item_size:int=None, # Side of the presized square, pixels; None is `size*460/224`
-)->Tensor: # float64, shape (N, 3, 3); -1 and 1 are the outer edges of both
-    "Maps from the output to the presized square: crop, zoom, rotation, flip and warp as one"
-    p,item_size = {k: v.double() for k,v in params.items()},item_size or _item_size(size)
-    angle,side = p['degrees']*torch.pi/180,1/p['zoom']
-    cos,sin,last = angle.cos(),angle.sin(),item_size - 1
-    crop,left,top = ((p['crop_side'] - 1)/last,*((2*p[o] + p['crop_side'] - 1)/last - 1 for o in ('crop_left', 'crop_top')))
-    m = (_warp(p['warp_x'], p['warp_y']) @ _matrices(1 - 2*p['flip'], 0, 0, 0, 1, 0, 0, 0, 1)
+)->Tensor: # float64, shape (N, 3, 3)
+    "Maps from output to presized square: crop, zoom, rotate, flip and warp as one"
+    p = {k: v.double() for k,v in params.items()}
+    last = (item_size or _item_size(size)) - 1
+    cos,sin,zoom = p['degrees'].deg2rad().cos(),p['degrees'].deg2rad().sin(),1/p['zoom']
+    zoom_x,zoom_y = ((1 - zoom)*(2*p[o] - 1) for o in ('zoom_x', 'zoom_y'))
+    crop = (p['crop_side'] - 1)/last
+    left,top = (2*p[o]/last + crop - 1 for o in ('crop_left', 'crop_top'))
+    m = (_perspective(p['warp_x'], p['warp_y'])
+         @ _matrices(1 - 2*p['flip'], 0, 0, 0, 1, 0, 0, 0, 1)
          @ _matrices(cos, sin, 0, -sin, cos, 0, 0, 0, 1)
-         @ _matrices(side, 0, (1 - side)*(2*p['zoom_x'] - 1), 0, side, (1 - side)*(2*p['zoom_y'] - 1), 0, 0, 1)
+         @ _matrices(zoom, 0, zoom_x, 0, zoom, zoom_y, 0, 0, 1)
          @ _matrices(crop, 0, left, 0, crop, top, 0, 0, 1))
-    square,output = (torch.tensor([o, o, 1.], dtype=torch.float64) for o in (last/item_size, size/max(size - 1, 1)))
-    return square[:, None]*m*output
+    square,output = last/(last + 1),size/max(size - 1, 1)
+    return _matrices(square, 0, 0, 0, square, 0, 0, 0, 1) @ m @ _matrices(
+        output, 0, 0, 0, output, 0, 0, 0, 1)
 
-# %% ../../nbs/engine/05_pipeline.ipynb #0efa8832
+# %% ../../nbs/engine/05_pipeline.ipynb #d9def3fe
 def warp_image(
     pixels:np.ndarray, # uint8, shape (H, W, 3)
-    matrix:np.ndarray, # Map from the output to the image, shape (3, 3); -1 and 1 are the outer edges of both
+    matrix:np.ndarray, # From output to image, shape (3, 3); -1 and 1 are the edges
     size:int, # Side of the output, pixels
 )->np.ndarray: # uint8, shape (size, size, 3)
     "Sample an image once through a perspective map, bilinearly, reflected at its edges"
     h,w = pixels.shape[:2]
     to_pixels = np.array([[w/2, 0, w/2 - 0.5], [0, h/2, h/2 - 0.5], [0, 0, 1]])
-    from_pixels = np.array([[2/size, 0, 1/size - 1], [0, 2/size, 1/size - 1], [0, 0, 1]])
-    return cv2.warpPerspective(pixels, to_pixels @ np.asarray(matrix) @ from_pixels, (size, size),
-                               flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
+    step,start = 2/size,1/size - 1
+    from_pixels = np.array([[step, 0, start], [0, step, start], [0, 0, 1]])
+    return cv2.warpPerspective(
+        pixels, to_pixels @ matrix @ from_pixels, (size, size),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
 
-# %% ../../nbs/engine/05_pipeline.ipynb #da55df27
+# %% ../../nbs/engine/05_pipeline.ipynb #0fe45f82
 def _lighting_tables(brightness, contrast):
-    "fastai's `Brightness` and `Contrast` of each image as a table of 256 values"
+    "fastai's `Brightness` and `Contrast`, uint8 of shape (N, 256)"
     value = (torch.arange(256)/255).clamp(1e-7, 1 - 1e-7).logit()
-    lit = torch.sigmoid((value + brightness.float().logit()[:, None])*contrast.float()[:, None])
+    lit = torch.sigmoid((value + brightness.logit()[:, None])*contrast[:, None])
     return (lit*255).round().to(torch.uint8).numpy()
 
-# %% ../../nbs/engine/05_pipeline.ipynb #42458407
+# %% ../../nbs/engine/05_pipeline.ipynb #294e67d8
 def _jpeg(source):
-    "The bytes and size of an upright JPEG in colour or grey that is complete; None for anything else"
+    "Bytes and size of a plain, complete JPEG; None for anything else"
     with _open_regular(source) as f:
         data = f.read(3)
         if data != b'\xff\xd8\xff' or os.fstat(f.fileno()).st_size > 2**26: return
@@ -114,101 +119,119 @@ def _jpeg(source):
     try:
         with Image.open(io.BytesIO(data), formats=['JPEG']) as im:
             if im.mode not in ('RGB', 'L') or im.getexif().get(0x0112, 1) != 1: return
-            if data.rstrip(b'\0')[-2:] == b'\xff\xd9': return data,im.size
-    except Exception: return
+            return (data, im.size) if data.rstrip(b'\0')[-2:] == b'\xff\xd9' else None
+    except Exception: return # `load_image` will say what is wrong
+
+_rgb = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_flags = {1: _rgb, 2: _rgb | 16, 4: _rgb | 32, 8: _rgb | 64} # cv2.IMREAD_REDUCED_...
 
 def _decode(source, short=0):
-    "RGB pixels, upright; a JPEG whose shorter side is at least `2*short` is decoded at a half, quarter or eighth"
+    "RGB pixels, upright, and by how much they were reduced"
     is_file = isinstance(source, (str, Path))
     try:
         if is_file and (found := _jpeg(source)):
             data,(w,h) = found
-            scale = next((o for o in (8, 4, 2) if short and min(w, h) >= o*short), 1)
-            if w*h < _BIG*scale**2:
-                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[scale])
-                if pixels is not None: return pixels
-        return np.array(load_image(source, short))
-    except ImageError as e: raise ImageError(f'{shown(source)}: {e}' if is_file else str(e), e.kind) from None
+            k = next((o for o in (8, 4, 2) if short and min(w, h) >= o*short), 1)
+            if w*h < _BIG*k*k:
+                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _flags[k])
+                if pixels is not None: return pixels,k
+        return np.array(load_image(source, short)),1
+    except ImageError as e:
+        name = f'{shown(source)}: '*is_file
+        raise ImageError(f'{name}{e}', e.kind) from None
 
-_FLAGS = {scale: flag & ~cv2.IMREAD_COLOR | cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION for scale,flag in
-          {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}.items()}
-
-def _presize(pixels, short):
-    "Reduce by averaging where the shorter side is over one and a half times `short`"
+# %% ../../nbs/engine/05_pipeline.ipynb #ac08d787
+def _presize(pixels, k, short):
+    "Reduce to a shorter side of `short` by averaging, where it pays"
     h,w = pixels.shape[:2]
+    if min(h, w) < 1.5*short: return pixels,k
     scale = short/min(h, w)
-    if scale >= 2/3: return pixels
-    return cv2.resize(pixels, (max(round(w*scale), 1), max(round(h*scale), 1)), interpolation=cv2.INTER_AREA)
+    size = max(round(w*scale), 1),max(round(h*scale), 1)
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA),k/scale
 
-# %% ../../nbs/engine/05_pipeline.ipynb #a70ae352
-def _square(pixels, x=0.5, y=0.5):
-    "The square that fastai's `Resize` cuts out"
+def _square(pixels, k=1, x=0.5, y=0.5):
+    "The square that fastai's `Resize` cuts out, and a shift below a pixel"
     h,w = pixels.shape[:2]
     side = min(h, w)
-    left,top = int(x*(w - side)),int(y*(h - side))
-    return pixels[top:top+side, left:left+side]
+    left,top = (int(share*(n - side)*k)/k for share,n in ((x, w), (y, h)))
+    shift = np.array([[1, 0, 2*(left%1)/side], [0, 1, 2*(top%1)/side], [0, 0, 1]])
+    return pixels[int(top):int(top) + side, int(left):int(left) + side],shift
 
+# %% ../../nbs/engine/05_pipeline.ipynb #4b5eaa64
 def _each(f, items):
     "Call `f(i, item)` for each item, on as many threads as PyTorch computes with"
     threads = min(len(items), torch.get_num_threads())
     if threads < 2: return [f(*o) for o in enumerate(items)]
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
-    try:
+    try: # `load_image` changes the filters of warnings, in each thread for all of them
         with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-            warnings.simplefilter('ignore') # threads change the filters behind each other's back
             return list(pool.map(f, range(len(items)), items))
     finally: cv2.setNumThreads(before)
 
+# %% ../../nbs/engine/05_pipeline.ipynb #513cb8ca
 class OneWarp(RandTransform):
     "The chapter's `Resize`, augmentation and crop in one interpolation per image"
     split_idx,order = None,1
     def __init__(self,
         size:int=224, # Side of the square images, pixels
-        item_size:int=None, # Side of the chapter's presized square, pixels; None is `size*460/224`
-        augment:bool=True, # Augment the training images? Otherwise they are the middle squares
-        cache=None, # A `PixelCache` to take presized images from
+        item_size:int=None, # Side of the presized square, pixels; None: `size*460/224`
+        augment:bool=True, # Augment training images? Otherwise the middle squares
+        cache=None, # A `PixelCache` to take decoded images from
         **kwargs, # Passed on to fastai's `RandTransform`
     ):
         super().__init__(**kwargs)
-        self.size,self.item_size,self.augment,self.cache = size,item_size or _item_size(size),augment,cache
-        self.short = round(2.25*size)
+        self.size,self.item_size = size,item_size or _item_size(size)
+        self.short,self.augment,self.cache = round(2.25*size),augment,cache
 
-    def presized(self, source):
-        "The whole image, reduced to what the warp needs"
-        found = self.cache.get(source) if self.cache is not None else None
-        return _presize(_decode(source, self.short), self.short) if found is None else found
-
-    def middle(self, source):
-        "The middle square at its final size, for validation"
-        x = _square(self.presized(source))
-        return cv2.resize(x, (self.size, self.size), interpolation=cv2.INTER_AREA if len(x) > self.size else cv2.INTER_LINEAR)
-
-    def augmented(self, sources, params, out):
-        "Fill `out`, uint8 of shape (N, size, size, 3), with the images, augmented by `params`"
-        matrices = augmentation_matrix(params, self.size, self.item_size).numpy()
-        tables = _lighting_tables(params['brightness'], params['contrast'])
-        xs,ys = (params[o].tolist() for o in ('resize_x', 'resize_y'))
-        def one(i, source):
-            x = _square(self.presized(source), xs[i], ys[i])
-            if len(x) < 2*self.size: x = warp_image(x, matrices[i], self.size)
-            else: x = cv2.resize(warp_image(x, matrices[i], 2*self.size), (self.size, self.size), interpolation=cv2.INTER_AREA)
-            cv2.LUT(x, tables[i], dst=out[i])
-        _each(one, sources)
-
-    def batch(self, sources, random=True, seed=None):
-        "uint8 tensor of shape (N, 3, size, size), channels last in memory; None as seed uses torch's global generator"
-        out = np.empty((len(sources), self.size, self.size, 3), np.uint8)
-        if random and self.augment:
-            generator = None if seed is None else torch.Generator().manual_seed(seed)
-            self.augmented(sources, sample_augmentations(len(sources), generator, self.size, self.item_size), out)
-        else:
-            def one(i, source): out[i] = self.middle(source)
-            _each(one, sources)
-        return torch.from_numpy(out).permute(0, 3, 1, 2)
-
-    fetch = batch # in a worker
-    def arrive(self, x, device): return x # in the main process
-
+    def fetch(self, *args): return self.batch(*args) # what a worker does
+    def arrive(self, x, device): return x # what is left to the main process
     def before_call(self, b, split_idx): self.do,self.random = True,not split_idx
-    def encodes(self, x:Image.Image): return TensorImage(self.batch([x], self.random)[0])
+    def encodes(self, x:Image.Image):
+        return TensorImage(self.batch([x], self.random)[0])
+
+# %% ../../nbs/engine/05_pipeline.ipynb #9813ae8f
+@patch
+def presized(self:OneWarp, source):
+    "The whole image as large as needed, and by how much it was reduced"
+    found = self.cache.get(source) if self.cache is not None else None
+    return found or _presize(*_decode(source, self.short), self.short)
+
+@patch
+def middle(self:OneWarp, source):
+    "The middle square at its final size, for validation"
+    x,_ = _square(*self.presized(source))
+    how = cv2.INTER_AREA if len(x) > self.size else cv2.INTER_LINEAR
+    return cv2.resize(x, (self.size, self.size), interpolation=how)
+
+@patch
+def augmented(self:OneWarp, sources, params, out):
+    "Write the images, augmented by `params`, to `out`: uint8, shape (N, size, size, 3)"
+    matrices = augmentation_matrix(params, self.size, self.item_size).numpy()
+    tables = _lighting_tables(params['brightness'], params['contrast'])
+    places = torch.stack([params['resize_x'], params['resize_y']], -1).tolist()
+    def one(i, source):
+        x,shift = _square(*self.presized(source), *places[i])
+        twice = 1 + (len(x) >= 2*self.size)
+        x = warp_image(x, shift @ matrices[i], twice*self.size)
+        if twice > 1: x = cv2.resize(x, out.shape[1:3], interpolation=cv2.INTER_AREA)
+        cv2.LUT(x, tables[i], dst=out[i])
+    _each(one, sources)
+
+# %% ../../nbs/engine/05_pipeline.ipynb #0487b49f
+@patch
+def batch(self:OneWarp,
+    sources, # Files, or anything else that `load_image` takes
+    random:bool=True, # Augment? Otherwise the middle squares
+    seed:int=None, # Seed of the augmentation; None uses torch's global generator
+)->Tensor: # uint8, shape (N, 3, size, size), channels last in memory
+    "A batch of images"
+    n,out = len(sources),np.empty((len(sources), self.size, self.size, 3), np.uint8)
+    if random and self.augment:
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        params = sample_augmentations(n, generator, self.size, self.item_size)
+        self.augmented(sources, params, out)
+    else:
+        def one(i, source): out[i] = self.middle(source)
+        _each(one, sources)
+    return torch.from_numpy(out).permute(0, 3, 1, 2)
