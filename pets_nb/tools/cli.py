@@ -119,21 +119,17 @@ def _add(parser, name, default):
     else: how = dict(type=read, default=default, metavar=name.upper())
     parser.add_argument(flag, help=words, **how)
 
-# %% ../../nbs/tools/03_cli.ipynb #696180e3
+# %% ../../nbs/tools/03_cli.ipynb #d2c45214
 _RUNS = Path('pets_nb_runs')
 
-def _room(folder, need):
-    "Raise `OSError` if the disk of `folder` has fewer than `need` bytes left"
-    from pets_nb.engine.files import _need_space
-    parents = [folder.absolute(), *folder.absolute().parents]
-    _need_space(next(o for o in parents if o.is_dir()), need, 'this run')
-
 def _claim(out, settings, need=0):
-    "A new folder that no other run has, with `settings` in it"
+    "A new folder that no other run has, with `settings` in it; `need` is in bytes"
+    from pets_nb.engine.files import _need_space
     stamp,text = datetime.now().strftime('%Y-%m-%d_%H%M%S'), dumps(settings, indent=1)
     for n in count(1):
         folder = Path(out) if out else _RUNS/(stamp if n==1 else f'{stamp}_{n}')
-        _room(folder, need)
+        above = next(o for o in folder.absolute().parents if o.is_dir())
+        _need_space(above, need, 'a run')
         try:
             folder.mkdir(parents=True, exist_ok=bool(out))
             if any(folder.iterdir()): raise FileExistsError
@@ -143,17 +139,19 @@ def _claim(out, settings, need=0):
             if out: raise FileExistsError(f"{out} is there already: choose another "
                 f"folder with --out, or go on with it: --resume {out}") from None
 
-# %% ../../nbs/tools/03_cli.ipynb #92ae9cdd
-def _argv(a):
-    "The arguments that repeat a training run"
+# %% ../../nbs/tools/03_cli.ipynb #8a4847f6
+_FILES = ('data', 'labels', 'weights', 'test')
+
+def _argv(a, absolute=False):
+    "The arguments that repeat a training run, on request with absolute paths"
     words = ['train']
     for name in _COMMANDS['train'][1].split():
         value = getattr(a, name)
         if name in ('out', 'resume') or value in (None, 'auto', 'default'): continue
         if value is False: continue
-        if name in ('data', 'labels', 'weights', 'test') and os.path.exists(value):
-            value = os.path.abspath(value)
         value = '' if value is True else str(value)
+        found = absolute and name in _FILES and os.path.exists(value)
+        value = os.path.abspath(value) if found else value
         words += [f'{_flag(name)}={value}'] if value[:1]=='-' else [_flag(name), value]
     return [o for o in words if o]
 
@@ -167,27 +165,25 @@ def _resumed(folder):
     a.out = a.resume = folder
     return a
 
-# %% ../../nbs/tools/03_cli.ipynb #2b06884d
+# %% ../../nbs/tools/03_cli.ipynb #1f166a6b
 class _Progress:
-    "A bar for the current phase and a table of the epochs; in a log, plain lines"
-    live,shown = None,0
+    "One bar for the current phase, and a table that grows by epoch, on stderr"
+    shown = 0
     def __enter__(self):
-        if not (sys.stderr and sys.stderr.isatty()): return self
-        from rich import console, live, progress
-        self.bar = progress.Progress('{task.description}', progress.BarColumn(),
-            progress.MofNCompleteColumn(), progress.TimeRemainingColumn())
-        self.live = live.Live(self.bar, console=console.Console(stderr=True))
-        self.live.start()
+        from rich import console, progress as p
+        self.console = console.Console(stderr=True)
+        columns = p.BarColumn(),p.MofNCompleteColumn(),p.TimeRemainingColumn()
+        self.bar = p.Progress('{task.description}', *columns, console=self.console,
+            transient=True, disable=not self.console.is_terminal)
+        self.bar.start()
         return self
 
-    def __exit__(self, *error):
-        if not self.live: return
-        for task in self.bar.task_ids: self.bar.remove_task(task)
-        self.live.stop()
+    def __exit__(self, *error): self.bar.stop()
+    def step(self, *args):
+        for task in self.bar.task_ids: self.bar.advance(task)
 
     def phase(self, words, total):
-        "Begin a phase of `total` steps"
-        if not self.live: return
+        "Begin a phase of `total` steps; None: nobody knows how many"
         for task in self.bar.task_ids: self.bar.remove_task(task)
         self.bar.add_task(words, total=total)
 
@@ -197,53 +193,28 @@ class _Progress:
             yield o
             self.step()
 
-    def step(self):
-        "Count a step of the current phase"
-        if self.live: self.bar.advance(self.bar.task_ids[-1])
+    def table(self, rows):
+        "Show the rows of a history that are new"
+        def out(words): self.console.out(words, highlight=False)
+        keys = 'train_loss','valid_loss','error_rate'
+        head = 'epoch  train loss  valid loss  error rate  seconds'
+        if rows and not self.shown: out(head)
+        for i,row in list(enumerate(rows))[self.shown:]:
+            words = ''.join(f"{row.get(o, float('nan')):12.4f}" for o in keys)
+            out(f"{i:5}{words}{row['seconds']:9.1f}")
+        self.shown = len(rows)
 
-# %% ../../nbs/tools/03_cli.ipynb #5c0502a2
-def _words(i, row):
-    "A row of the history as words"
-    keys = [o for o in row if o.endswith(('loss', 'rate', 'seconds'))]
-    words = {o.replace('_', ' '): '' if row[o] is None or row[o]!=row[o] else
-             f'{row[o]:.1%}' if o=='error_rate' else f'{row[o]:.3g}' for o in keys}
-    return dict(epoch=str(i), **words)
-
-def _update(self, rows):
-    "Show the rows of the history that are new"
-    for i,row in list(enumerate(rows))[self.shown:]:
-        words,self.shown = _words(i, row),i+1
-        line = ', '.join(map(' '.join, words.items()))
-        if not self.live: print(line, file=sys.stderr)
-        elif i: self.table.add_row(*words.values())
-        else: self._begin(words)
-
-def _begin(self, words):
-    "Put the table with its first row above the bar"
-    from rich import console, table
-    self.table = table.Table(*words)
-    self.table.add_row(*words.values())
-    self.live.update(console.Group(self.table, self.bar))
-
-_Progress.update,_Progress._begin = _update,_begin
-
-# %% ../../nbs/tools/03_cli.ipynb #8d653058
+# %% ../../nbs/tools/03_cli.ipynb #2e34e56e
 def _show_epochs(progress):
-    "A callback that shows the epochs of a training on `progress`"
+    "A callback that shows the training on `progress`"
     from fastai.callback.core import Callback
     class ShowEpochs(Callback):
-        order,fits = 65,False # after History (55)
-        def _phase(self, what):
-            epoch = f'Epoch {self.epoch+1} of {self.n_epoch}: ' if self.fits else ''
-            progress.phase(epoch+what, len(self.dl))
+        order = 65 # after History (55)
         def before_fit(self):
-            self.fits = True
-            progress.update(self.learn.history.rows)
-        def after_fit(self): self.fits = False
-        def before_train(self): self._phase('training')
-        def before_validate(self): self._phase('validation')
+            progress.table(self.learn.history.rows)
+            progress.phase('Training', self.n_epoch*sum(map(len, self.dls.loaders[:2])))
         def after_batch(self): progress.step()
-        def after_epoch(self): progress.update(self.learn.history.rows)
+        def after_epoch(self): progress.table(self.learn.history.rows)
     return ShowEpochs()
 
 def _count_batches(learn, progress, passes=2):
@@ -258,13 +229,14 @@ def _count_batches(learn, progress, passes=2):
             progress.phase('Fitting the head', None)
     hook = learn.model[0].register_forward_hook(count)
 
-# %% ../../nbs/tools/03_cli.ipynb #9d0da3d3
+# %% ../../nbs/tools/03_cli.ipynb #7c0f6571
 def _judged(labels, answers, what):
     "Lines about the answers to some images, both as class names"
     from pets_nb.engine.stats import wilson
     wrong = [o for o in zip(labels, answers) if o[0]!=o[1]]
-    k,n,counts = len(wrong),len(labels),Counter(labels)
-    errors,often,(low,high) = Counter(o for o,_ in wrong),counts.most_common(1)[0],wilson(k, n)
+    k,n,(low,high) = len(wrong),len(labels),wilson(len(wrong), len(labels))
+    counts,errors = Counter(labels),Counter(i for i,_ in wrong)
+    often = counts.most_common(1)[0]
     worst = sorted(errors, key=lambda o: (-errors[o]/counts[o], -errors[o], o))[:5]
     worst = [f'{o} {errors[o]} of {counts[o]}' for o in worst]
     pairs = [f'{i} as {j} {m}' for (i,j),m in Counter(wrong).most_common(5)]
@@ -286,13 +258,13 @@ def _advice(a, counts, losses):
         yield f"train longer, as the loss was still falling: --epochs {2*a.epochs}"
     if a.arch.endswith(('18','34','lite0')): yield "a larger network: --arch resnet50"
 
-# %% ../../nbs/tools/03_cli.ipynb #f09f2d7d
+# %% ../../nbs/tools/03_cli.ipynb #a91d7bbf
 def _fonts(text):
     "Font families that together have the letters of `text`, if they are installed"
     from matplotlib import font_manager as fm, rcParams
     letters = lambda file: set(map(chr, fm.get_font(file).get_charmap()))
     names = list(rcParams['font.family'])
-    missing = set(text) - letters(fm.findfont(fm.FontProperties(names)))
+    missing = set(text) - letters(fm.findfont(fm.FontProperties(family=names)))
     for f in fm.fontManager.ttflist if missing else []:
         new = missing & letters(f.fname) if f.weight==400 else ()
         if new: names,missing = [*names, f.name],missing-new
@@ -300,26 +272,7 @@ def _fonts(text):
         f"has {''.join(sorted(missing)[:20])}. Try the Noto fonts.", file=sys.stderr)
     return names
 
-# %% ../../nbs/tools/03_cli.ipynb #bb407a02
-def _draw_confusion(ax, pairs, classes, most=15):
-    "Draw the confusion matrix of the classes that are confused most"
-    import numpy as np
-    times,title = Counter(pairs),'Number of images'
-    if len(classes)>most:
-        errors = Counter(o for i,j in pairs if i!=j for o in (i, j))
-        title += f' (the {most} of {len(classes)} classes confused most)'
-        classes = sorted([o for o,_ in errors.most_common(most)]) or classes[:most]
-    matrix = np.array([[times[i,j] for j in classes] for i in classes])
-    ax.imshow(matrix, cmap='Blues')
-    for (i,j),k in np.ndenumerate(matrix):
-        colour = 'w' if k>matrix.max()/2 else 'k'
-        if k: ax.text(j, i, k, ha='center', va='center', color=colour)
-    ax.set_xticks(range(len(classes)), classes, rotation=90)
-    ax.set_yticks(range(len(classes)), classes)
-    ax.set(xlabel='answer', ylabel='label', title=title)
-    ax.grid(False)
-
-# %% ../../nbs/tools/03_cli.ipynb #346ab69e
+# %% ../../nbs/tools/03_cli.ipynb #a0a5033d
 def _draw_samples(axs, files, pairs, sure):
     "Draw images with their answers, the most confident mistakes first"
     from pets_nb.engine.files import ImageError, load_image
@@ -338,6 +291,7 @@ def _draw(folder, files, pairs, sure, classes):
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+    from pets_nb.interpretation import plot_confusion
     plt.style.use('pets_nb.pets')
     fonts = _fonts(''.join(classes))
     with plt.rc_context({'font.family': fonts, 'text.parse_math': False}):
@@ -345,11 +299,12 @@ def _draw(folder, files, pairs, sure, classes):
         _draw_samples(axs, files, pairs, sure)
         fig.savefig(folder/'predictions.png', dpi=80)
         fig,ax = plt.subplots(figsize=(9, 9))
-        _draw_confusion(ax, pairs, classes)
+        indices = ([classes.index(o) for o in side] for side in zip(*pairs))
+        plot_confusion(*indices, classes, 15, ax)
         fig.savefig(folder/'confusion.png', dpi=100)
         plt.close('all')
 
-# %% ../../nbs/tools/03_cli.ipynb #ca5fcaa2
+# %% ../../nbs/tools/03_cli.ipynb #353a1f63
 def _answers(learn, dl):
     "The label, the answer and its probability for each image of `dl`"
     from pets_nb.engine.learner import get_logits
@@ -366,8 +321,8 @@ def _report(learn, folder, a, held):
     lines += _judged(labels, answers, 'Validation')
     for what,files,true in held:
         lines += _judged(true, _answers(learn, learn.dls.test_dl(files))[1], what)
-    lines += ['', f"Saved in {folder}: model, report.txt, history.csv, and two figures, "
-              "predictions.png and confusion.png",
+    lines += ['', f"Saved in {folder}: model, report.txt, history.csv, predictions.png "
+              "and confusion.png",
               f"To use it:    pets_nb predict IMAGE --model {shlex.quote(str(folder))}",
               f"To repeat it: pets_nb {shlex.join(_argv(a))}"]
     advice = _advice(a, learn.dls.images.counts, history.valid_loss.tolist())
@@ -377,7 +332,7 @@ def _report(learn, folder, a, held):
     _draw(folder, files, pairs, sure, list(learn.dls.vocab))
     (folder/'report.txt').write_text(text+'\n', encoding='utf-8', errors='replace')
 
-# %% ../../nbs/tools/03_cli.ipynb #a2ef8626
+# %% ../../nbs/tools/03_cli.ipynb #b08c47ea
 def _data_of(a):
     "The images to train on, and sets to test on: what they are, files, labels"
     from pets_nb.engine.sources import find_images
@@ -391,8 +346,8 @@ def _data_of(a):
         test = find_images(a.test, a.labels, a.pattern, training=False)
         held.append((f'Test ({a.test})', test.files, test.labels))
     odd = sorted({o for _,_,labels in held for o in labels} - set(images.labels))
-    if odd: raise ValueError(f"{len(odd)} classes to test on are not among those to train "
-                             f"on: {', '.join(odd)}")
+    if odd: raise ValueError(f"{len(odd)} classes to test on are not among those to "
+                             f"train on: {', '.join(odd)}")
     return images,held
 
 def _decide(a, learn):
@@ -404,7 +359,7 @@ def _decide(a, learn):
     if a.epochs is None: a.epochs = 3 if small else 4
     if a.lr is None: a.lr = 8e-3 if small else 2e-3 if a.weights=='none' else 1e-4
 
-# %% ../../nbs/tools/03_cli.ipynb #84dd3d67
+# %% ../../nbs/tools/03_cli.ipynb #418eab64
 def _prepare(a):
     "The learner, and the images to test on"
     from pets_nb.engine.learner import pets_learner
@@ -427,9 +382,9 @@ def _fit(learn, a, checkpoints):
             head_first(learn, a.epochs, a.lr)
         elif a.epochs: learn.fine_tune(a.epochs, a.lr)
         else: learn.fit_one_cycle(1, a.lr)
-        progress.update(learn.history.rows)
+        progress.table(learn.history.rows)
 
-# %% ../../nbs/tools/03_cli.ipynb #904a52bb
+# %% ../../nbs/tools/03_cli.ipynb #545c147a
 def _keep(learn, folder, a):
     "Save the model in the run's folder, unless it is there"
     from pets_nb.engine.bundle import save_bundle
@@ -448,12 +403,12 @@ def _training_in(folder, learn, a):
     except Timeout: raise ValueError(f"another process trains in {folder}") from None
     except FloatingPointError as e:
         if not learn.history.rows: raise
-        raise FloatingPointError(f"{e}. That model is in {_keep(learn, folder, a)}") from e
+        raise FloatingPointError(f"{e}. That model: {_keep(learn, folder, a)}") from e
     except KeyboardInterrupt:
         _complain(f"to go on: pets_nb train --resume {shlex.quote(str(folder))}")
         raise
 
-# %% ../../nbs/tools/03_cli.ipynb #a6d87093
+# %% ../../nbs/tools/03_cli.ipynb #a1727f85
 def _train(a):
     "Train a classifier of images, say how far to trust it, and keep it"
     folder = a.resume and Path(a.resume)
@@ -465,7 +420,7 @@ def _train(a):
     _working()
     learn,held = _prepare(a)
     need = 5*sum(o.nbytes for o in learn.model.state_dict().values()) + 2e7
-    folder = folder or _claim(a.out, dict(argv=_argv(a)), need)
+    folder = folder or _claim(a.out, dict(argv=_argv(a, True)), need)
     with _training_in(folder, learn, a):
         _fit(learn, a, folder/'checkpoints')
         _keep(learn, folder, a)
@@ -473,13 +428,14 @@ def _train(a):
         _report(learn, folder, a, held)
         shutil.rmtree(folder/'checkpoints', ignore_errors=True)
 
-# %% ../../nbs/tools/03_cli.ipynb #c31476af
+# %% ../../nbs/tools/03_cli.ipynb #ee16d072
 def _names(words):
     "The files that `words` stand for"
     from pets_nb.engine.files import list_images
     for o in words:
         if o=='-':
-            for name in sys.stdin.buffer.read().splitlines(): yield os.fsdecode(name)
+            lines = filter(None, sys.stdin.buffer.read().splitlines())
+            yield from map(os.fsdecode, lines)
         elif os.path.isdir(o): yield from map(str, list_images(o) or [o])
         elif glob.has_magic(o) and not os.path.lexists(o):
             yield from sorted(glob.glob(o, recursive=True)) or [o]
@@ -490,8 +446,8 @@ def _model(folder):
     if folder: return Path(folder, 'model' if os.path.isdir(f'{folder}/model') else '')
     found = list(_RUNS.glob('*/model/model.json'))
     if found: return max(found, key=lambda o: o.stat().st_mtime_ns).parent
-    raise FileNotFoundError(f"no saved model under {_RUNS.resolve()}: first run pets_nb "
-                            "train, or name a model with --model FOLDER")
+    raise FileNotFoundError(f"no saved model under {_RUNS.resolve()}: run pets_nb train "
+                            "or name a model, --model FOLDER")
 
 # %% ../../nbs/tools/03_cli.ipynb #833dca06
 def _predict(a):
@@ -517,7 +473,7 @@ def _print_answers(found):
         for p in o.get('predictions', []):
             print(f"{o['file']:{wide}}  {p['probability']:6.1%}  {p['class']}{doubt}")
 
-# %% ../../nbs/tools/03_cli.ipynb #76657748
+# %% ../../nbs/tools/03_cli.ipynb #7ef68e9d
 def _audit(a):
     "Look into every image file: what it really is, and whether it can be used"
     from pets_nb.engine.audit import audit
@@ -532,30 +488,45 @@ def _data(a):
     "Say which images a training would use, and how they are labelled"
     from pets_nb.engine.sources import find_images
     _working()
+    if a.cache or a.clear_cache: return _caches(a.clear_cache)
     print(find_images(a.data, a.labels, a.pattern, training=False).counts.to_string())
 
-# %% ../../nbs/tools/03_cli.ipynb #e5980df7
+def _caches(clear):
+    "Say how large the cached pixels are, and remove them if asked"
+    from pets_nb.engine.files import config_folder
+    folder = config_folder('data')/'pets_nb-cache'
+    files = list(folder.glob('*.npy'))
+    size = sum(o.stat().st_size for o in files)
+    for o in folder.glob('*.*') if clear else []: o.unlink()
+    print(f"{len(files)} caches of pixels{' removed' if clear else ''}, "
+          f"{size/2**20:,.0f} MiB, in {folder}")
+
+# %% ../../nbs/tools/03_cli.ipynb #862e4c30
 def _chapter(a):
     "Repeat the training runs of the book chapter, beside the published figures"
-    from pets_nb.tools.chapter import chapter_table, run_chapter
+    from pets_nb.tools.chapter import run_chapter
     _working()
+    table = run_chapter(a.data, a.out, a.runs, a.arch, a.size, a.weights, [a.seed],
+                        a.bs, a.precision, a.split, a.workers)
+    print(f"\n{table.to_string(na_rep='')}\n\nErrors in percent. The records are in "
+          f"{a.out}: the same command does only what is missing there.")
 
 def _benchmark(a):
     "Time this library's recipes against the chapter's, taking turns"
     from pets_nb.tools.benchmarks import run_benchmark
     _working()
 
-# %% ../../nbs/tools/03_cli.ipynb #fee93ddc
+# %% ../../nbs/tools/03_cli.ipynb #b6ac2977
 _COMMANDS = dict(
     train=(_train, 'data labels pattern arch weights size epochs lr bs seed precision '
                    'split valid_pct test cache workers on_device out resume', {}),
     predict=(_predict, 'images model top json csv', {}),
     audit=(_audit, 'data csv', {}),
     data=(_data, 'data labels pattern cache clear_cache', {}),
-    chapter=(_chapter, 'data runs arch weights size seed bs precision workers out',
-             dict(arch='small_network', size=96, out='chapter_runs')),
+    chapter=(_chapter, 'data runs arch weights size seed bs precision split workers out',
+        dict(arch='small_network', size=96, split='chapter', out='chapter_runs')),
     benchmark=(_benchmark, 'data what arch weights size turns out',
-               dict(arch='resnet18', size=224, out='benchmarks')))
+        dict(arch='resnet18', size=224, out='benchmarks')))
 
 class _Parser(argparse.ArgumentParser):
     "A parser whose complaints are one line"
@@ -581,7 +552,7 @@ def _parser():
         for o in [*options.split(), 'debug']: _add(sub, o, {**_DEFAULTS, **own}.get(o))
     return p
 
-# %% ../../nbs/tools/03_cli.ipynb #ca4b4e3d
+# %% ../../nbs/tools/03_cli.ipynb #9226194f
 _stop = dict(working=False, status=None)
 
 def _working(): _stop['working'] = True
@@ -599,11 +570,13 @@ def _stoppable():
     _stop.update(working=False, status=None)
     try: old = {o: signal.signal(getattr(signal, o), stop) for o in names}
     except ValueError: old = {} # not in the main thread
+    form,warnings.formatwarning = warnings.formatwarning,lambda o, *_: f'Warning: {o}\n'
     try: yield
     finally:
+        warnings.formatwarning = form
         for o,handler in old.items(): signal.signal(getattr(signal, o), handler)
 
-# %% ../../nbs/tools/03_cli.ipynb #f6942034
+# %% ../../nbs/tools/03_cli.ipynb #45cce28a
 def _run(argv):
     "Parse and do; the exit status"
     a = _parser().parse_args(argv)
@@ -613,8 +586,9 @@ def _run(argv):
         if _stop['status']: raise KeyboardInterrupt from e
         if a.debug: raise
         known = isinstance(e, (ValueError, OSError, ImportError, FloatingPointError))
-        _complain(e if known and str(e) else f"{type(e).__name__}: {str(e)[:200]}. This "
-                  "is a fault of pets_nb; the same command with --debug shows where.")
+        ours = "This is a fault of pets_nb; --debug shows where"
+        words = f"{type(e).__name__}: {str(e)[:200]}. {ours}"
+        _complain(e if known and str(e) else words)
         return 2 if known else 3
 
 # %% ../../nbs/tools/03_cli.ipynb #deec8f96
