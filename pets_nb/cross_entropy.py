@@ -38,18 +38,19 @@ def to_log_probs(
     x = logits - logits.detach().amax(dim, keepdim=True)
     return x - log_sum_exp(x, dim).unsqueeze(dim)
 
-# %% ../nbs/04_cross_entropy.ipynb #7120ca54
+# %% ../nbs/04_cross_entropy.ipynb #7c8e81dc
 def _check_targets(targets, n):
     bad = ((targets<0)|(targets>=n)).nonzero().flatten().tolist()
     shown = ', '.join(f'targets[{i}] = {int(targets[i])}' for i in bad[:10])
-    more = f' and {len(bad)-10} more' if len(bad)>10 else ''
-    if bad: raise IndexError(f"{len(bad)} of {len(targets)} targets are not in 0..{n-1}: {shown}{more}")
+    shown += f' and {len(bad)-10} more' if len(bad)>10 else ''
+    what = f'{len(bad)} of {len(targets)} targets are not in 0..{n-1}'
+    if bad: raise IndexError(f'{what}: {shown}')
 
 def loss_from_log_probs(
     log_probs:Tensor, # Shape (N, C)
     targets:Tensor, # Class indices, int64, shape (N)
 )->Tensor: # Scalar
-    "Minus the mean log-probability of the targets; `IndexError` lists targets out of range"
+    "Minus the mean log-probability of the targets; `IndexError` lists those out of range"
     _check_targets(targets, log_probs.shape[1])
     return -log_probs.gather(1, targets[:,None]).mean()
 
@@ -60,7 +61,7 @@ def loss_from_logits(
     "Cross-entropy, straight from the logits"
     return loss_from_log_probs(to_log_probs(logits), targets)
 
-# %% ../nbs/04_cross_entropy.ipynb #6c2298d1
+# %% ../nbs/04_cross_entropy.ipynb #03081f55
 def binary_loss_from_logits(
     logits:Tensor, # Any shape
     targets:Tensor, # From 0 (no) to 1 (yes), floating point, same shape
