@@ -159,6 +159,7 @@ def _with_memory(work, *args):
 
 # %% ../../nbs/engine/01_audit.ipynb #1e92a690
 _VERSION = f'1 {PIL.__version__}' # Another Pillow may read other files
+_UNSURE = {'unreadable', 'undecodable'} # Looked at anew each time: the cause may be gone
 
 def _key(path):
     "Path, size and time of a file, which say that it is the same; or None"
@@ -199,7 +200,7 @@ def _looks(paths, n_workers=None):
         for part in (new[i:i+2000] for i in range(0, len(new), 2000)):
             looked = pool.map(_look, [Path(paths[i]) for i in part])
             for i,row in zip(part, looked): rows[i] = row
-            keep = [i for i in part if keys[i] and 'unreadable' not in rows[i]['found']]
+            keep = [i for i in part if keys[i] and not _UNSURE & set(rows[i]['found'])]
             _with_memory(_remember, [(keys[i],rows[i]) for i in keep])
     return rows
 
