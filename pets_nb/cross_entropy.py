@@ -38,7 +38,7 @@ def to_log_probs(
     x = logits - logits.detach().amax(dim, keepdim=True)
     return x - log_sum_exp(x, dim).unsqueeze(dim)
 
-# %% ../nbs/04_cross_entropy.ipynb #7c8e81dc
+# %% ../nbs/04_cross_entropy.ipynb #e15a5436
 def _check_targets(targets, n):
     bad = ((targets<0)|(targets>=n)).nonzero().flatten().tolist()
     shown = ', '.join(f'targets[{i}] = {int(targets[i])}' for i in bad[:10])
@@ -50,7 +50,7 @@ def loss_from_log_probs(
     log_probs:Tensor, # Shape (N, C)
     targets:Tensor, # Class indices, int64, shape (N)
 )->Tensor: # Scalar
-    "Minus the mean log-probability of the targets; `IndexError` lists those out of range"
+    "Minus the targets' mean log-probability; `IndexError` lists those out of range"
     _check_targets(targets, log_probs.shape[1])
     return -log_probs.gather(1, targets[:,None]).mean()
 
@@ -61,11 +61,11 @@ def loss_from_logits(
     "Cross-entropy, straight from the logits"
     return loss_from_log_probs(to_log_probs(logits), targets)
 
-# %% ../nbs/04_cross_entropy.ipynb #03081f55
+# %% ../nbs/04_cross_entropy.ipynb #65654632
 def binary_loss_from_logits(
     logits:Tensor, # Any shape
     targets:Tensor, # From 0 (no) to 1 (yes), floating point, same shape
 )->Tensor: # Scalar
     "Mean cross-entropy of one sigmoid per logit"
-    minus_log_sigmoid = log_sum_exp(torch.stack([torch.zeros_like(logits), -logits], -1))
-    return ((1-targets)*logits + minus_log_sigmoid).mean()
+    pairs = torch.stack([torch.zeros_like(logits), -logits])
+    return ((1-targets)*logits + log_sum_exp(pairs, 0)).mean()
