@@ -418,3 +418,19 @@ print(config_folder())''' % str(tmp_path)
 def test_import_is_light():
     code = "import sys, pets_nb.engine.files; print([o for o in ('torch','fastai','pandas','matplotlib','requests') if o in sys.modules])"
     assert fresh(code)[0] == '[]'
+
+@posix
+def test_a_fork_while_a_big_image_is_decoded():
+    "The child must not wait for a thread that it doesn't have"
+    code = '''
+import io, os
+from PIL import Image
+from pets_nb.engine import files
+f = io.BytesIO()
+Image.new('1', (4000,3000)).save(f, 'PNG')
+with files._big_lock:
+    if not (pid := os.fork()):
+        files.load_image(f.getvalue())
+        os._exit(0)
+    print(os.waitpid(pid, 0)[1])'''
+    assert fresh(code, timeout=30)[0] == '0'

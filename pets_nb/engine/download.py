@@ -114,19 +114,16 @@ def _fetch_all(url, part, size, retries, timeout, backoff, bar):
                 "pets (source 'drawn') need no network.")
             time.sleep(backoff * 2**(tries-1))
 
-# %% ../../nbs/engine/02_download.ipynb #eb4e5242
+# %% ../../nbs/engine/02_download.ipynb #e599dc58
 @contextmanager
 def _byte_bar(name, size, show):
-    "A function that shows how many bytes are here, on a terminal as a progress bar"
-    if not show: yield lambda n: None; return
-    mb = f' ({size/1e6:,.0f} MB)' if size else ''
-    print(f'Downloading {shown(name)}{mb}', file=sys.stderr, flush=True)
-    if not sys.stderr.isatty(): yield lambda n: None; return
+    "A function that shows how many bytes are here, in a progress bar on stderr"
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-    columns = BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as p:
-        task = p.add_task('', total=size)
+    columns = '{task.description}', BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as p:
+        task = p.add_task(escape(shown(name)), total=size)
         yield lambda n: p.update(task, completed=n)
 
 # %% ../../nbs/engine/02_download.ipynb #5a8e04cf

@@ -99,15 +99,15 @@ def _fault(e):
     cut = re.search('truncat|unexpected end|not enough|broken data|EOF', said, re.I)
     return ImageError(said, 'truncated' if cut else 'undecodable')
 
-# %% ../../nbs/engine/00_files.ipynb #7833dbc0
+# %% ../../nbs/engine/00_files.ipynb #a6e74ca6
 def _open_regular(path):
     "Open a regular file for reading; raises `ImageError` for anything else"
     try:
         if os.path.isdir(path): raise ImageError('a folder', 'unreadable')
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ImageError('not a regular file (pipe, socket, device)', 'unreadable')
-        flags = getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)
-        return open(os.open(path, os.O_RDONLY | flags), 'rb')
+        now = getattr(os, 'O_NONBLOCK', 0) # in case it has become a pipe meanwhile
+        return open(path, 'rb', opener=lambda p,flags: os.open(p, flags | now))
     except ImageError: raise
     except (OSError, ValueError) as e: # ValueError: a NUL in the name
         raise ImageError(getattr(e, 'strerror', None) or str(e), 'unreadable') from None
@@ -142,13 +142,11 @@ def _what_else(f):
     web = head.lstrip().lower().startswith((b'<!doctype',b'<html'))
     return 'a web page, not an image' if web else 'not an image in a known format'
 
-# %% ../../nbs/engine/00_files.ipynb #8a8b3b4b
+# %% ../../nbs/engine/00_files.ipynb #8ea44c38
 _MAX_PIXELS,_BIG,_MAX_RATIO = 108_000_000, 8_000_000, 500
 _big_lock = threading.Lock()
 
-def _new_lock():
-    global _big_lock
-    _big_lock = threading.Lock()
+def _new_lock(): globals()['_big_lock'] = threading.Lock()
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_new_lock)
 
 def _reduce(im, short):
@@ -272,10 +270,10 @@ def _scratch(path):
     try: yield part
     finally: _remove(part)
 
-# %% ../../nbs/engine/00_files.ipynb #0a6cdece
+# %% ../../nbs/engine/00_files.ipynb #c286196b
 @contextmanager
 def atomic_path(
-    path, # File or folder to write; the folder it goes into must exist
+    path, # File, or folder that doesn't exist yet; the folder it goes into must
 ): # `Path` beside it, to write to or to make as a folder until the block ends
     "Write a file or folder completely or not at all, with the usual permissions"
     path = Path(os.path.realpath(_expanded(path)))
@@ -306,13 +304,14 @@ def write_json(
     with atomic_path(path) as part: part.write_text(text, encoding='utf-8')
     return Path(path)
 
-# %% ../../nbs/engine/00_files.ipynb #7e8a5550
+# %% ../../nbs/engine/00_files.ipynb #8bd216c5
 def _need_space(folder, n, what):
     "Raise `OSError` if fewer than `n` bytes are free on the disk of `folder`"
     free = shutil.disk_usage(folder).free
     if free < n: raise OSError(errno.ENOSPC,
         f'{what} needs {n/1e9:.1f} GB, and {free/1e9:.1f} GB are free', shown(folder))
 
+# %% ../../nbs/engine/00_files.ipynb #b28051c4
 @contextmanager
 def _locked(path, what):
     "Hold the lock file `path`; after two seconds, say that we are waiting for `what`"
