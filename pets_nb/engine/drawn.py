@@ -8,7 +8,7 @@ Docs: https://pets-nb.github.io/pets_nb/engine/drawn.html.md"""
 __all__ = ['breed_traits', 'draw_pet', 'invented_traits', 'draw_pets', 'get_drawn']
 
 # %% ../../nbs/engine/03_drawn.ipynb #cb01bcf2
-import colorsys, functools, json, os, shutil, sys, threading, time, warnings, zlib
+import colorsys, functools, json, os, sys, threading, time, warnings, zlib
 from concurrent.futures import ProcessPoolExecutor
 from importlib.resources import files
 from pathlib import Path

@@ -43,7 +43,6 @@ def _images_folder(path):
     return inner if any(o.lower().endswith(IMAGE_SUFFIXES) for o in names) else path
 
 def _choose(source):
-    "The folder of images, and why it was chosen"
     if source is not None: why = 'as asked'
     elif source := os.getenv('PETS_NB_DATA'): why = 'PETS_NB_DATA'
     elif has_oxford(): source,why = 'oxford','the photographs are on this machine'
@@ -71,7 +70,6 @@ def _parts_of(file, root):
     return unicodedata.normalize('NFC', path).replace('\\', '/').split('/')
 
 def _refuse(files, labels, why):
-    "One `ValueError` that lists the files without a printable label"
     bad = [f.name for f,o in zip(files, labels) if not o or not o.isprintable()]
     if bad: raise ValueError(f'{len(bad)} of {len(files)} images {why}: {_some(bad)}.')
 
@@ -149,7 +147,6 @@ def _listed(files, folders):
 
 # %% ../../nbs/engine/04_sources.ipynb #ceae6574
 def _from_csv(path, images, root):
-    "Files, labels and parts (or None) from a CSV file"
     head,rows,file,label,part = _read_csv(path)
     for i,k in ((file, 'file'), (label, 'label')):
         if i is None: raise ValueError(f'{shown(path.name)} has no column for the {k} '
@@ -160,8 +157,7 @@ def _from_csv(path, images, root):
     find = _listed(images, dict.fromkeys((root, path.absolute().parent)))
     files = [find(row[file]) for row in rows]
     seen = Counter(files)
-    given = part is not None
-    parts = [_part_names.get(o[part].lower()) for o in rows] if given else None
+    parts = None if part is None else [_part_names.get(o[part].lower()) for o in rows]
     faults = {'missing images': [f is None for f in files],
               'rows without a label': [not row[label] for row in rows],
               'rows for an image listed before': [seen[f] > 1 for f in files],
@@ -173,14 +169,12 @@ def _from_csv(path, images, root):
 
 # %% ../../nbs/engine/04_sources.ipynb #c77cab2c
 def _quotas(counts, pct):
-    "How many images of each class to hold back: at least one, not all"
     want = pct*counts
     n = np.floor(want).astype(int)
     n[np.argsort(n - want, kind='stable')[:round(want.sum()) - n.sum()]] += 1
     return np.where(counts > 1, n.clip(1, np.maximum(counts - 1, 1)), 0)
 
 def _stratified(labels, pct, seed):
-    "Which images to hold back"
     rng = np.random.default_rng(seed)
     classes,counts = np.unique(labels, return_counts=True)
     held = np.zeros(len(labels), bool)
@@ -291,7 +285,6 @@ def _random(self:ImageSet, how, valid_pct, seed):
 
 # %% ../../nbs/engine/04_sources.ipynb #cdd7df65
 def _check_split(labels, split):
-    "Refuse an empty side, warn of classes that can't be learned"
     train,valid = split
     if not train or not valid: raise ValueError(f'{len(labels)} images split into '
         f'{len(train)} for training and {len(valid)} for validation; each needs one.')
@@ -339,7 +332,6 @@ def _nothing_here(root):
         f"{' '.join(IMAGE_SUFFIXES)}.{heic}")
 
 def _tables(root, given):
-    "CSV files beside the images with a column for the file and one for the label"
     def fits(path):
         try: return None not in _read_csv(path)[2:4]
         except (ValueError, OSError, csv.Error): return False
@@ -364,7 +356,6 @@ def _detect(files, root, given):
 
 # %% ../../nbs/engine/04_sources.ipynb #c45df052
 def _read_labels(files, root, given, labels, pattern):
-    "The layout, files, labels and parts"
     if pattern is not None and labels not in ('auto', 'names'): raise ValueError(
         f"A pattern reads file names; it can't be combined with labels={labels!r}.")
     if callable(labels):
@@ -384,7 +375,6 @@ def _read_labels(files, root, given, labels, pattern):
 
 # %% ../../nbs/engine/04_sources.ipynb #c1e31400
 def _usable(files, labels, parts):
-    "Without the files that the audit leaves out, and a line about those"
     report = audit(files, labels)
     out = report.table[report.table.decision == 'left out']
     kinds = out.groupby('problems').file
