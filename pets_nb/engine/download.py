@@ -244,7 +244,7 @@ def has_oxford(
     "Whether the Oxford-IIIT photographs are on disk, and complete"
     return _n_images(_oxford_paths(data_dir, url)[1]/'images') >= n_images
 
-# %% ../../nbs/engine/02_download.ipynb #5d1eae00
+# %% ../../nbs/engine/02_download.ipynb #980624aa
 def get_oxford(
     data_dir=None, # Where to keep archive and folder; default: fastai's folders
     url:str=_URL, # Address of the gzipped tar file
@@ -267,8 +267,8 @@ def get_oxford(
         need = max(0, size-have) + int(1.1*size) if size else 0
         _need_space(archive.parent, need, archive.name)
         _extract_or_rename(download(url, archive, size, md5, **kwargs), folder)
-    if (n := _n_images(images)) < n_images: raise ValueError(f'{archive.name} holds {n} '
-        f'images instead of {n_images}: is {url} the right archive?')
+    if (n := _n_images(images)) < n_images: raise ValueError(
+        f'{archive.name} holds {n} images instead of {n_images}: is it the right one?')
     return images
 
 # %% ../../nbs/engine/02_download.ipynb #d55ded44
