@@ -454,3 +454,19 @@ def test_history_ignores_what_only_looks(dls, tmp_path, monkeypatch):
     with quiet(learn):
         learn.fit(1); learn.validate(); learn.get_preds(); learn.lr_find(show_plot=False, num_it=8)
     assert len(learn.history.rows)==1 and list(learn.history.table.columns)==['frozen','train_loss','valid_loss','error_rate','highest lr','seconds']
+
+def test_another_vocabulary_is_refused(folder, dls, tmp_path):
+    draw_pets(tmp_path/'p', n_per_breed=6, breeds=['Abyssinian','pug','beagle'], seed=3, traps=False, n_workers=1, progress=False)
+    other,learn = pets_dls(tmp_path/'p'/'images', size=48, bs=6, verbose=False),new(dls)
+    for act in (lambda: get_logits(learn, other.valid), lambda: learn.get_preds(dl=other.valid), lambda: learn.validate(dl=other.valid)):
+        with pytest.raises(ValueError, match='differ in beagle, samoyed'), learn.no_bar(): act()
+    learn.dls = other
+    with pytest.raises(ValueError, match='differ in'), quiet(learn): learn.fit(1)
+
+def test_progressive_resizing(folder, dls):
+    "Other loaders of the same images may take the place of the first"
+    learn = new(dls)
+    with quiet(learn): learn.fit(1)
+    learn.dls = pets_dls(folder, size=64, bs=6, verbose=False)
+    with quiet(learn): learn.fit(1)
+    assert len(learn.history.rows)==2

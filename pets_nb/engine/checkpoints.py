@@ -25,16 +25,17 @@ from fastai.optimizer import Optimizer
 from fastcore.basics import patch
 from fastcore.foundation import L
 
-# %% ../../nbs/engine/09_checkpoints.ipynb #9a6bab94
+# %% ../../nbs/engine/09_checkpoints.ipynb #2e38ea4c
 class _NotPlain(Exception): pass
 
 def _plain(o):
-    "`o` as tensors, numbers, strings, lists and dictionaries; `_NotPlain` where that cannot be"
+    "`o` as tensors, numbers, text, lists and dictionaries, or `_NotPlain`"
     if isinstance(o, (np.generic, np.ndarray)): o = o.tolist()
     if o is None or isinstance(o, (bool,int,float,str)): return o
     if isinstance(o, Tensor): return o.detach().cpu().as_subclass(Tensor)
     if isinstance(o, (list,tuple,L)): return [_plain(v) for v in o]
-    if isinstance(o, dict) and all(isinstance(k, (str,int)) for k in o): return {k: _plain(v) for k,v in o.items()}
+    if isinstance(o, dict) and all(isinstance(k, (str,int)) for k in o):
+        return {k: _plain(v) for k,v in o.items()}
     raise _NotPlain(type(o).__name__)
 
 def _attributes(o, names=None):
@@ -46,40 +47,51 @@ def _attributes(o, names=None):
         except _NotPlain: pass
     return res
 
-# %% ../../nbs/engine/09_checkpoints.ipynb #60e4ab32
-def _remembering(learn): return [o for o in learn.cbs if not isinstance(o, ProgressCallback) and o.name!='checkpoints']
+# %% ../../nbs/engine/09_checkpoints.ipynb #059703e6
+def _remembering(learn):
+    return [o for o in learn.cbs if not isinstance(o, ProgressCallback)
+            and o.name!='checkpoints']
 
 def _training_state(learn):
     "Everything on which the rest of a training run depends"
     opt = learn.opt
     if not isinstance(opt, Optimizer):
-        raise TypeError(f"the optimizer is a {type(opt).__name__}, and checkpoints know only fastai's own: use for example opt_func=Adam")
-    own = {o.name: _plain(o.state_dict()) for o in _remembering(learn) if hasattr(o, 'state_dict')}
-    return dict(model=_plain(dict(learn.model.state_dict())), hypers=_plain(opt.hypers), averages=[_plain(opt.state[p]) for p,*_ in opt.all_params()],
-                callbacks={o.name: _attributes(o) for o in _remembering(learn)}, own=own, smooth_loss=_attributes(learn.recorder.smooth_loss),
-                train_iter=learn.train_iter, pct_train=learn.pct_train, random=_random_state(learn.dls))
+        raise TypeError(f"the optimizer is a {type(opt).__name__}, but checkpoints need "
+                        "one of fastai's own: use for example opt_func=Adam")
+    cbs = _remembering(learn)
+    return dict(model=_plain(dict(learn.model.state_dict())), hypers=_plain(opt.hypers),
+                averages=[_plain(opt.state[p]) for p,*_ in opt.all_params()],
+                callbacks={o.name: _attributes(o) for o in cbs},
+                own={o.name: _plain(o.state_dict()) for o in cbs
+                     if hasattr(o, 'state_dict')},
+                smooth_loss=_attributes(learn.recorder.smooth_loss),
+                train_iter=learn.train_iter, pct_train=learn.pct_train,
+                random=_random_state(learn.dls))
 
-# %% ../../nbs/engine/09_checkpoints.ipynb #f8f5d30e
+# %% ../../nbs/engine/09_checkpoints.ipynb #71b80b2b
 def _like(old, new):
     "A list as fastai's `L`, an array or a tuple, if it was one"
-    if isinstance(new, list) and isinstance(old, (L,tuple,np.ndarray)): return np.asarray(new) if isinstance(old, np.ndarray) else type(old)(new)
-    return new
+    if not isinstance(new, list): return new
+    if isinstance(old, np.ndarray): return np.asarray(new)
+    return type(old)(new) if isinstance(old, (L,tuple)) else new
 
 def _set_training_state(learn, state):
     "Bring a learner to where one that was made in the same way had got"
     learn.model.load_state_dict(state['model'])
     for hyper,saved in zip(learn.opt.hypers, state['hypers']): hyper.update(saved)
     for (p,*_),saved in zip(learn.opt.all_params(), state['averages']):
-        learn.opt.state[p] = {k: v.to(p.device) if isinstance(v, Tensor) else v for k,v in saved.items()}
+        learn.opt.state[p] = {k: v.to(p.device) if isinstance(v, Tensor) else v
+                              for k,v in saved.items()}
     for cb in _remembering(learn):
-        for k,v in state['callbacks'].get(cb.name, {}).items(): setattr(cb, k, _like(vars(cb).get(k), v))
+        for k,v in state['callbacks'].get(cb.name, {}).items():
+            setattr(cb, k, _like(vars(cb).get(k), v))
         if cb.name in state['own']: cb.load_state_dict(state['own'][cb.name])
         if hasattr(cb, 'keep_good'): cb.keep_good('the checkpoint')
     vars(learn.recorder.smooth_loss).update(state['smooth_loss'])
     learn.train_iter,learn.pct_train = state['train_iter'],state['pct_train']
     _set_random_state(state['random'], learn.dls)
 
-# %% ../../nbs/engine/09_checkpoints.ipynb #7c6dd06c
+# %% ../../nbs/engine/09_checkpoints.ipynb #11b0eb3f
 _magic = b'pets_nb checkpoint 2\n'
 
 def _write(path, state):
@@ -87,76 +99,100 @@ def _write(path, state):
     buffer = io.BytesIO()
     torch.save(state, buffer)
     with atomic_path(path) as part, part.open('wb') as f:
-        f.write(_magic + hashlib.sha256(buffer.getbuffer()).hexdigest().encode() + b'\n')
+        digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+        f.write(_magic + digest.encode() + b'\n')
         f.write(buffer.getbuffer())
     return path
 
 def _read(path):
     "Read a checkpoint without running code that may hide in it"
     data = path.read_bytes()
-    if not data.startswith(_magic): raise ValueError(f"{path} is not a checkpoint of this version: it begins with {data[:20]!r}")
+    if not data.startswith(_magic):
+        raise ValueError(f'{path} is not a checkpoint of this version: it begins with '
+                         f'{data[:20]!r}')
     digest,_,payload = data[len(_magic):].partition(b'\n')
-    if hashlib.sha256(payload).hexdigest().encode()!=digest: raise ValueError(f"{path} is damaged: its {len(data):,} bytes do not match its checksum")
+    if hashlib.sha256(payload).hexdigest().encode()!=digest:
+        raise ValueError(f'{path} is damaged: its {len(data):,} bytes do not match '
+                         'their checksum')
     try: return torch.load(io.BytesIO(payload), map_location='cpu', weights_only=True)
-    except Exception as e: raise ValueError(f"{path} holds more than weights, numbers and text ({type(e).__name__}): it is not read") from None
+    except Exception:
+        why = 'it holds more than weights, numbers and text'
+        raise ValueError(f'{path} is not read: {why}') from None
 
-# %% ../../nbs/engine/09_checkpoints.ipynb #99ed919f
+# %% ../../nbs/engine/09_checkpoints.ipynb #6327915c
 def _words(o):
     "An object in words that are the same in every process"
-    if isinstance(o, partial): return f"{_words(o.func)}({', '.join([*map(_words, o.args), *(f'{k}={_words(v)}' for k,v in o.keywords.items())])})"
+    if isinstance(o, partial):
+        args = [*map(_words, o.args), *(f'{k}={_words(v)}' for k,
+                                        v in o.keywords.items())]
+        return f"{_words(o.func)}({', '.join(args)})"
     if isinstance(o, (list,tuple,L)): return f"[{', '.join(map(_words, o))}]"
     if hasattr(o, '__qualname__'): return o.__qualname__
     if hasattr(o, 'fs'): return _words(o.fs)
     try: return repr(_plain(o))
-    except _NotPlain: return f"{type(o).__qualname__}({', '.join(f'{k}={v!r}' for k,v in _made_with(o).items())})"
+    except _NotPlain: pass
+    args = ', '.join(f'{k}={v!r}' for k,v in _made_with(o).items())
+    return f'{type(o).__qualname__}({args})'
 
 def _made_with(o):
     "The arguments an object was made with, as far as they are plain"
-    if isinstance(o, ParamScheduler): return {k: [f(x) for x in (0,0.1,0.25,0.5,0.75,0.9,0.99)] for k,f in o.scheds.items()}
-    names = inspect.signature(type(o).__init__).parameters if hasattr(o, '__dict__') else ()
-    return _attributes(o, names) if names else {}
+    if isinstance(o, ParamScheduler):
+        points = (0,0.1,0.25,0.5,0.75,0.9,0.99)
+        return {k: [f(x) for x in points] for k,f in o.scheds.items()}
+    if not hasattr(o, '__dict__'): return {}
+    return _attributes(o, inspect.signature(type(o).__init__).parameters)
 
+# %% ../../nbs/engine/09_checkpoints.ipynb #dd9c447c
 def _describe(dl):
     "Length, names and transforms of a data loader's images"
     ds = getattr(dl, 'dataset', dl)
-    names = [o.name if isinstance(o, Path) else str(o) for o in getattr(ds, 'items', [])]
-    digest = hashlib.sha256('\n'.join(names).encode(errors='surrogateescape')).hexdigest()[:16]
-    return {'images': len(ds), 'names': digest, 'batches': len(dl), 'batch size': getattr(dl, 'bs', None),
+    names = [o.name if isinstance(o, Path) else str(o)
+             for o in getattr(ds, 'items', [])]
+    names = '\n'.join(names).encode(errors='surrogateescape')
+    return {'images': len(ds), 'names': hashlib.sha256(names).hexdigest()[:16],
+            'batches': len(dl), 'batch size': getattr(dl, 'bs', None),
             **{o: _words(getattr(dl, o, None)) for o in ('after_item','after_batch')}}
 
-# %% ../../nbs/engine/09_checkpoints.ipynb #13687a08
+# %% ../../nbs/engine/09_checkpoints.ipynb #eca0dd2a
 def _fit_settings(learn):
     "What has to be the same for a run to be the same run, as far as a learner shows it"
-    opt,device = learn.opt,torch.device(getattr(learn.dls, 'device', None) or 'cpu')
-    half = torch.is_autocast_enabled(device.type) and str(torch.get_autocast_dtype(device.type))
+    opt,dls,model = learn.opt,learn.dls,learn.model
     return _plain({
-        'epochs': learn.n_epoch, 'training': _describe(learn.dls[0]), 'validation': _describe(learn.dls[1]), 'device': str(device), 'autocast': half,
-        'weights': {k: list(v.shape) for k,v in learn.model.state_dict().items()},
-        'trained weights': sum(p.numel() for p in learn.model.parameters() if p.requires_grad), 'loss': _words(learn.loss_func),
-        'optimizer': [_words(o) for o in getattr(opt, 'cbs', [])], 'lr': [o['lr'] for o in opt.hypers], 'wd': [o.get('wd') for o in opt.hypers],
+        'epochs': learn.n_epoch, 'training': _describe(dls[0]),
+        'validation': _describe(dls[1]),
+        'device': str(getattr(dls, 'device', 'cpu')),
+        'weights': {k: list(v.shape) for k,v in model.state_dict().items()},
+        'trained weights': sum(p.numel() for p in model.parameters()
+                               if p.requires_grad),
+        'loss': _words(learn.loss_func),
+        'optimizer': [_words(o) for o in getattr(opt, 'cbs', [])],
+        'lr': [o['lr'] for o in opt.hypers], 'wd': [o.get('wd') for o in opt.hypers],
         **{f'callback {o.name}': _made_with(o) for o in _remembering(learn)}})
 
+# %% ../../nbs/engine/09_checkpoints.ipynb #9289a25b
 def _differences(saved, now):
     "A line for each difference of two dictionaries of settings"
     res = []
     for k in dict.fromkeys([*saved, *now]):
         a,b = saved.get(k),now.get(k)
-        if isinstance(a, dict) and isinstance(b, dict): res += [f'{k}, {o}' for o in _differences(a, b)]
+        if isinstance(a, dict) and isinstance(b, dict):
+            res += [f'{k}, {o}' for o in _differences(a, b)]
         elif a!=b: res.append(f"{k}: {a!r} in the checkpoint, {b!r} now")
     return res
 
-# %% ../../nbs/engine/09_checkpoints.ipynb #ebf27e0f
-def _versions(): return {**{o: version(o) for o in ('torch','fastai','numpy')}, 'threads': torch.get_num_threads()}
-
+# %% ../../nbs/engine/09_checkpoints.ipynb #9f8944f1
 class _Checkpoints(Callback):
     "Write checkpoints and go on from the last one; used through `resumable`"
     order,name = 70,'checkpoints' # after everything that belongs to the epoch
-    def __init__(self, folder, keep=2, settings=None, seconds=60, verbose=True):
-        if keep<1: raise ValueError(f"keep is {keep}; keep at least 1 checkpoint, or 2, so that a damaged one does no harm")
-        self.folder,self.n_keep,self.more,self.seconds,self.verbose = Path(folder),keep,_plain(settings or {}),seconds,verbose
-        self.fits,self.n_done,self.in_epochs,self.skip,self.told = [],0,False,None,False
+    def __init__(self, folder, keep, settings, seconds, verbose):
+        if keep<1:
+            raise ValueError(f'keep is {keep}; keep at least 1 checkpoint, better 2')
+        self.folder,self.n_keep,self.more = Path(folder),keep,_plain(settings or {})
+        self.seconds,self.verbose,self.fits,self.n_done = seconds,verbose,[],0
+        self.in_epochs,self.skip,self.told = False,None,False
         self.folder.mkdir(parents=True, exist_ok=True)
-        for part in self.folder.glob('.*.checkpoint-*.part'): part.unlink(missing_ok=True) # from a run that was killed
+        for part in self.folder.glob('.*.checkpoint-*.part'):
+            part.unlink(missing_ok=True)
         self.saved = self.newest()
         self.waiting = self.saved is not None # to be restored
 
@@ -164,16 +200,22 @@ class _Checkpoints(Callback):
         if self.verbose: print(text)
 
     @property
-    def files(self): return sorted(self.folder.glob('*.checkpoint'), key=lambda o: [int(n) for n in re.findall(r'\d+', o.name)])
+    def files(self):
+        def numbers(o): return [int(n) for n in re.findall(r'\d+', o.name)]
+        return sorted(self.folder.glob('*.checkpoint'), key=numbers)
 
     def newest(self):
         "The newest checkpoint that can be read; None if there is none"
         for file in reversed(self.files):
             try: return dict(_read(file), name=file.name)
-            except (ValueError, OSError) as e: print(f"{file.name} cannot be read and is not used: {str(e).replace(str(file), file.name)}")
-        if self.files: raise ValueError(f"none of the {len(self.files)} checkpoints in {self.folder} can be read: delete the folder to train from the start")
+            except (ValueError, OSError) as e:
+                why = str(e).replace(str(file), file.name)
+                print(f'{file.name} cannot be read and is not used: {why}')
+        if self.files:
+            raise ValueError(f'none of the {len(self.files)} checkpoints in '
+                             f'{self.folder} can be read: delete it to train from the start')
 
-# %% ../../nbs/engine/09_checkpoints.ipynb #3a92677b
+# %% ../../nbs/engine/09_checkpoints.ipynb #539c815c
 @patch
 def write(self:_Checkpoints,
     epoch:int, # Epochs of the current fit that are finished
@@ -181,18 +223,31 @@ def write(self:_Checkpoints,
     ended:bool=False, # Has a callback ended the fit before its last epoch?
 ):
     "Write a checkpoint, then delete those that are older than the last `keep`"
-    state = dict(more=self.more, fits=self.fits, fit=len(self.fits)-1, epoch=epoch, batch=batch, ended=ended, n_done=self.n_done,
-                 versions=_versions(), order=getattr(self, 'at_start', []), training=_training_state(self.learn))
-    try: _write(self.folder/f"{self.n_done:06d}{f'.{batch:06d}' if batch else ''}.checkpoint", state)
-    except OSError as e:
-        if not self.files: raise
-        if not self.told: print(f"A checkpoint could not be written to {self.folder} ({e.strerror or e}): training goes on, and could resume only from {self.files[-1].name}")
-        self.told = True
+    state = dict(more=self.more, fits=self.fits, fit=len(self.fits)-1, epoch=epoch,
+                 batch=batch, ended=ended, n_done=self.n_done, versions=_versions(),
+                 order=getattr(self, 'at_start', []),
+                 training=_training_state(self.learn))
+    within = f'.{batch:06d}' if batch else ''
+    try: _write(self.folder/f'{self.n_done:06d}{within}.checkpoint', state)
+    except OSError as e: self.not_written(e)
     else:
         for file in self.files[:-self.n_keep]: file.unlink(missing_ok=True)
     self.last = time.monotonic()
 
-# %% ../../nbs/engine/09_checkpoints.ipynb #323b403c
+@patch
+def not_written(self:_Checkpoints, e:OSError):
+    "Say once that checkpoints fail; raise if there is none yet"
+    if not self.files: raise e
+    if not self.told:
+        print(f'No checkpoint could be written to {self.folder} ({e.strerror or e}): '
+              f'training goes on, and could be resumed from {self.files[-1].name} only')
+    self.told = True
+
+def _versions():
+    return {**{o: version(o) for o in ('torch','fastai','numpy')},
+            'threads': torch.get_num_threads()}
+
+# %% ../../nbs/engine/09_checkpoints.ipynb #92c02693
 @patch
 def first_epoch(self:_Checkpoints)->int: # The number of epochs if none is left
     "Decide with which epoch the current fit begins, and restore its state"
@@ -206,58 +261,67 @@ def first_epoch(self:_Checkpoints)->int: # The number of epochs if none is left
     self.restore()
     return self.n_epoch if saved['ended'] else saved['epoch']
 
+# %% ../../nbs/engine/09_checkpoints.ipynb #ffda4049
 @patch
 def check(self:_Checkpoints, i:int):
     "Raise an error if this is not the run that the checkpoint is from"
-    lines = _differences(self.saved['more'], self.more) + _differences(self.saved['fits'][i], self.fits[i])
+    lines = _differences(self.saved['more'], self.more)
+    lines += _differences(self.saved['fits'][i], self.fits[i])
     if not lines: return
-    listed = '\n'.join(o[:300] for o in lines[:10]) + (f'\nand {len(lines)-10} more' if len(lines)>10 else '')
-    raise ValueError(f"{self.folder} holds checkpoints of another run; its fit number {i+1} differs in {len(lines)} settings:\n{listed}\n"
-                     "Choose another folder, or go back to those settings")
+    more = [f'and {len(lines)-10} more'] if len(lines)>10 else []
+    listed = '\n'.join([o[:300] for o in lines[:10]]+more)
+    raise ValueError(f'{self.folder} holds checkpoints of another run; its fit number '
+                     f'{i+1} differs in {len(lines)} settings:\n{listed}\n'
+                     'Choose another folder, or go back to those settings')
 
 @patch
 def restore(self:_Checkpoints):
     "Bring the learner to where the checkpoint was written"
     saved = self.saved
     _set_training_state(self.learn, saved['training'])
-    self.n_done,self.waiting,self.skip = saved['n_done'],False,saved if saved['batch'] else None
-    where = f"epoch {saved['epoch']} of {self.n_epoch}" + (f" and {saved['batch']} batches" if saved['batch'] else '')
-    self.say(f"{saved['name']}: fit number {len(self.fits)} {'is finished' if saved['ended'] or saved['epoch']==self.n_epoch else f'goes on after {where}'}")
+    self.n_done,self.waiting = saved['n_done'],False
+    self.skip = saved if saved['batch'] else None
+    within = f" and {saved['batch']} batches" if saved['batch'] else ''
+    what = f"goes on after epoch {saved['epoch']} of {self.n_epoch}{within}"
+    if saved['ended'] or saved['epoch']==self.n_epoch: what = 'is finished'
+    self.say(f"{saved['name']}: fit number {len(self.fits)} {what}")
     other = _differences(saved['versions'], _versions())
-    if other: self.say(f"The weights will not be the same to the last bit: {'; '.join(other)}")
+    if other: self.say('The last bits of the weights will differ: '+'; '.join(other))
 
-# %% ../../nbs/engine/09_checkpoints.ipynb #d2750cc0
+# %% ../../nbs/engine/09_checkpoints.ipynb #18b1d66c
 @patch
 def before_train(self:_Checkpoints):
     if not self.in_epochs: return
     saved,self.skip = self.skip,None
-    if saved:
-        _set_training_state(self.learn, saved['training'])
-        if hasattr(self.learn, 'history'): self.learn.history.start = time.perf_counter()
-        self.at_start = saved['order']
-        _set_random_state({**saved['training']['random'], 'loaders': self.at_start}, self.dls)
-        _skip_batches(self.dls.train, saved['batch'], lambda: _set_random_state({**saved['training']['random'], 'loaders': []}))
-    else: self.at_start = _random_state(self.dls)['loaders']
     self.done_before = saved['batch'] if saved else 0
+    self.at_start = saved['order'] if saved else _random_state(self.dls)['loaders']
+    if not saved: return
+    _set_training_state(self.learn, saved['training'])
+    if hasattr(self.learn, 'history'): self.learn.history.start = time.perf_counter()
+    now = {**saved['training']['random'], 'loaders': self.at_start}
+    _set_random_state(now, self.dls)
+    _skip_batches(self.dls.train, self.done_before, partial(_set_random_state, now))
 
 def _skip_batches(dl, n, then):
-    "Let the next epoch of `dl` begin at its `n`-th batch, and call `then` before the first one is made"
-    plan = '_plan' if getattr(dl, 'warp', None) is not None else 'get_idxs'
-    old = {k: getattr(dl, k) for k in (plan, 'create_batches')}
+    "Let the next epoch of `dl` begin at batch `n`; call `then` before that is made"
+    fast = getattr(dl, 'warp', None) is not None
+    name = '_plan' if fast else 'get_idxs'
+    plan,create = getattr(dl, name),dl.create_batches
     def rest():
-        vars(dl).pop(plan)
-        return list(old[plan]())[n if plan=='_plan' else n*dl.bs:]
+        vars(dl).pop(name)
+        return list(plan())[n if fast else n*dl.bs:]
     def batches(samples):
-        vars(dl).pop('create_batches', None)
+        vars(dl).pop('create_batches')
         then()
-        yield from old['create_batches'](samples)
-    setattr(dl, plan, rest); dl.create_batches = batches
-    if plan=='_plan': then()
+        yield from create(samples)
+    setattr(dl, name, rest)
+    if not fast: dl.create_batches = batches
 
-# %% ../../nbs/engine/09_checkpoints.ipynb #7ab3f8fb
+# %% ../../nbs/engine/09_checkpoints.ipynb #6bb49ea2
 @patch
 def after_batch(self:_Checkpoints):
-    if not (self.in_epochs and self.training and time.monotonic()-self.last>self.seconds and hasattr(self.dl, 'get_idxs')): return
+    if not (self.in_epochs and self.training and hasattr(self.dl, 'get_idxs')): return
+    if time.monotonic()-self.last<=self.seconds: return
     batch = self.done_before+self.iter+1
     if batch<self.n_iter: self.write(self.epoch, batch)
 
@@ -273,36 +337,41 @@ def after_cancel_fit(self:_Checkpoints):
     self.n_done,self.in_epochs = self.n_done+1,False
     self.write(self.epoch+1, ended=True)
 
+# %% ../../nbs/engine/09_checkpoints.ipynb #d6f785cc
 @patch
 def run_epochs(self:_Checkpoints):
     "Takes the place of `Learner._do_fit`"
     learn = self.learn
     if _only_looks(learn): return type(learn)._do_fit(learn)
     start = self.first_epoch()
-    if getattr(getattr(learn, 'progress', None), 'mbar', False): learn.progress.mbar.update(0)
+    if getattr(getattr(learn, 'progress', None), 'mbar', False):
+        learn.progress.mbar.update(0)
     self.in_epochs = True
     for epoch in range(start, learn.n_epoch):
         learn.epoch = epoch
         learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
     self.in_epochs = False
 
-# %% ../../nbs/engine/09_checkpoints.ipynb #dbf0228e
+# %% ../../nbs/engine/09_checkpoints.ipynb #df9842e1
 @contextmanager
 def resumable(
     learn:Learner, # The learner; to resume, made anew in the same way
     folder:str|Path, # Folder for the checkpoints of this run, and of no other
     keep:int=2, # How many checkpoints to keep
-    settings:dict=None, # More settings that have to be the same, for example where the images are from
+    settings:dict=None, # More settings to compare, such as the images' source
     seconds:float=60, # Write within an epoch, too, once this many seconds have passed
     verbose:bool=True, # Print what is resumed?
 ):
-    "Save all training inside the block as it goes, and carry on from the folder's last checkpoint"
-    if '_do_fit' in vars(learn): raise ValueError("this learner is in a resumable context already: put all calls that train into one")
+    "Save training as it goes, and carry on from the folder's last checkpoint"
+    if '_do_fit' in vars(learn):
+        raise ValueError('this learner is in a resumable block already')
     cb = _Checkpoints(folder, keep, settings, seconds, verbose)
     with learn.added_cbs(cb):
         learn._do_fit = cb.run_epochs
         try: yield cb
         finally: del learn._do_fit
     if cb.waiting:
-        raise ValueError(f"{cb.saved['name']} in {folder} is from fit number {cb.saved['fit']+1}, but only {len(cb.fits)} were called: "
-                         "nothing was restored. Run the same lines as before")
+        name,fit = cb.saved['name'],cb.saved['fit']+1
+        raise ValueError(f'{name} in {folder} is from fit number {fit}, but only '
+                         f'{len(cb.fits)} were called: nothing was restored. Run the '
+                         'same lines as before')

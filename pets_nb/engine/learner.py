@@ -41,11 +41,12 @@ def _raw(dl, x):
             x = x*o.std.to(x.device) + o.mean.to(x.device)
     return x
 
-# %% ../../nbs/engine/08_learner.ipynb #1f697fb1
+# %% ../../nbs/engine/08_learner.ipynb #dfa6f7bd
 class _Start(Callback):
-    "Seed every fit anew, and hand the model unnormalised images"
+    "Seed every fit anew; hand the model unnormalised images of its own classes"
     order,name = -20,'seeding'
-    def __init__(self, seed): self.seed,self.n_fits = seed,0
+    def __init__(self, seed, vocab=None):
+        self.seed,self.vocab,self.n_fits = seed,vocab,0
 
     def before_fit(self):
         if _only_looks(self.learn): return
@@ -53,6 +54,18 @@ class _Start(Callback):
         set_seed(seed)
         self.dls.train.rng = random.Random(seed)
         self.n_fits += 1
+
+    def before_train(self): self.check(self.dl)
+    def before_validate(self): self.check(self.dl)
+
+    def check(self, dl):
+        "Raise `ValueError` if the loader's classes are not those of the model"
+        found = list(getattr(dl, 'vocab', None) or self.vocab or [])
+        if not self.vocab or found==self.vocab: return
+        other = sorted({*map(str, found)} ^ {*map(str,
+                                                  self.vocab)}) or ['another order']
+        raise ValueError(f'this loader has {len(found)} classes, the model {len(self.vocab)}; '
+                         f"they differ in {', '.join(other[:5])}")
 
     def before_batch(self):
         if isinstance(self.model, PetsModel):
@@ -118,7 +131,7 @@ class _NonFinite(Callback):
         raise FloatingPointError(f'{what} ({where}): training stopped, and the weights '
                                  f'of {self._when} are back. Use a smaller rate')
 
-# %% ../../nbs/engine/08_learner.ipynb #a552f0c4
+# %% ../../nbs/engine/08_learner.ipynb #7cf07688
 def bf16_is_fast(
     device:str|torch.device, # Device of the batches
 )->bool: # True for a GPU from compute capability 8, a CPU with AVX512-BF16 or AMX
@@ -136,7 +149,6 @@ def _fp16_is_fast(device):
     return device.type=='mps' or (device.type=='cpu'
                                   and _cpu_has('_is_amx_fp16_supported'))
 
-# %% ../../nbs/engine/08_learner.ipynb #3b57ead0
 def _choose_dtype(device, request='auto', emulate=False):
     "The number format of the forward pass on `device`"
     formats = ('auto','float32','bfloat16','float16')
@@ -266,7 +278,7 @@ def _writable_path():
 def _small_split(model): return L(model[0][:5], model[0][5:], model[1:]).map(params)
 model_meta[small_network] = dict(cut=-4, split=_small_split, stats=_imagenet)
 
-# %% ../../nbs/engine/08_learner.ipynb #2ccec680
+# %% ../../nbs/engine/08_learner.ipynb #fe5ac724
 def pets_learner(
     dls:DataLoaders, # Images and labels, for example from `pets_dls`
     arch:str=None, # Architecture, see `network`; None: what suits the data, see above
@@ -287,7 +299,8 @@ def pets_learner(
     model = network(arch, get_c(dls), weights, head, classes=classes).to(dls.device)
     learn = Learner(dls, model, metrics=metrics, splitter=PetsModel.groups,
                     **{'path': _writable_path(), 'model_dir': '.', **kwargs})
-    learn.add_cbs([_Start(seed), _NonFinite(), History(), Mixed(precision), *L(cbs)])
+    learn.add_cbs([_Start(seed, classes), _NonFinite(), History(), Mixed(precision),
+                   *L(cbs)])
     if model.origin!='random': learn.freeze()
     if verbose: print(_described(learn, why, seed, dtype))
     return learn
@@ -299,7 +312,7 @@ def _described(learn, why, seed, dtype):
     return (f"{model.arch}{f' ({why})' if why else ''}, {n:,} weights: {model.origin}; "
             f"{get_c(dls)} classes; seed {seed}; {dls.device}, {str(dtype)[6:]}")
 
-# %% ../../nbs/engine/08_learner.ipynb #2eee6205
+# %% ../../nbs/engine/08_learner.ipynb #1e675b08
 def _random_lists(o): return [o[0], list(o[1]), o[2]]
 def _random_tuples(o): return o[0],tuple(o[1]),o[2]
 def _rngs(dls):
@@ -318,7 +331,6 @@ def _random_state(dls=None):
                 else [],
                 loaders=[_random_lists(o.getstate()) for o in _rngs(dls)])
 
-# %% ../../nbs/engine/08_learner.ipynb #99247b74
 def _set_random_state(state, dls=None):
     random.setstate(_random_tuples(state['python']))
     np.random.set_state(tuple(state['numpy']))
@@ -329,7 +341,7 @@ def _set_random_state(state, dls=None):
         torch.mps.set_rng_state(state['mps'][0])
     for rng,o in zip(_rngs(dls), state['loaders']): rng.setstate(_random_tuples(o))
 
-# %% ../../nbs/engine/08_learner.ipynb #d2ea3a34
+# %% ../../nbs/engine/08_learner.ipynb #cc16409f
 def _keep_tensor(o, seen):
     if o.is_inference() or o.layout!=torch.strided: return lambda: o
     expanded = any(step==0 and n>1 for step,
@@ -343,7 +355,6 @@ def _keep_tensor(o, seen):
         return o
     return back
 
-# %% ../../nbs/engine/08_learner.ipynb #d6474ba8
 def _keep_dict(o, seen):
     kept = {k: _keep(v, seen) for k,v in o.items()}
     def back():
@@ -447,7 +458,7 @@ def _evaluating(learn):
         _set_random_state(state, learn.dls)
         for m,mode in modes: m.training = mode
 
-# %% ../../nbs/engine/08_learner.ipynb #5bcc6b9a
+# %% ../../nbs/engine/08_learner.ipynb #92d63460
 @torch.no_grad()
 def get_logits(
     learn:Learner, # Left as it is: modes, random numbers, metrics
@@ -456,6 +467,7 @@ def get_logits(
     "What the network answers for every image of `dl`"
     dl,dtype,pairs = learn.dls.valid if dl is None else dl,_dtype_of(learn),[]
     device = next(learn.model.parameters()).device
+    if hasattr(learn, 'seeding'): learn.seeding.check(dl)
     with _evaluating(learn) as model:
         for x,*y in dl:
             x = to_device(x, device)
