@@ -280,8 +280,7 @@ def _pricked_ears(c, h, t):
         inner, outer = h(x - side*.40*(.7 + .3*t.ear_size), -.78, 0), h(x
             + side*.34*(.7 + .3*t.ear_size), -.30, -.1)
         mid = (inner + outer)/2
-        tip = tip + (mid - tip)*blunt
-        wide = (outer - inner)*(.07 + blunt*.55)
+        tip, wide = tip + (mid - tip)*blunt, (outer - inner)*(.07 + blunt*.55)
         shape = _smooth([inner, inner + (tip - inner)*.55 - (outer - inner)*.06, tip
             - wide, tip + wide, outer + (tip - outer)*.5 + (outer - inner)*.08, outer,
             mid + (mid - tip)*.25])
