@@ -7,7 +7,7 @@ Docs: https://pets-nb.github.io/pets_nb/tools/benchmarks.html.md"""
 # %% auto #0
 __all__ = ['run_benchmark']
 
-# %% ../../nbs/tools/02_benchmarks.ipynb #cca02cce
+# %% ../../nbs/tools/02_benchmarks.ipynb #91960ada
 import contextlib
 import io
 import json
@@ -35,7 +35,7 @@ from ..engine.features import get_features, head_first
 from ..engine.files import load_image, write_json
 from ..engine.learner import (bf16_is_fast, get_logits, partial_fine_tune,
                                     pets_learner, quiet)
-from ..engine.loaders import Speed, _Labels, pets_dls
+from ..engine.loaders import Speed, pets_dls
 from ..engine.networks import network
 from ..engine.sources import find_images
 from .experiments import _data, _machine
@@ -66,7 +66,7 @@ def _summary(rows, first):
         if o in t: res[o] = t[o].groupby('side').mean()
     return res.loc[list(dict.fromkeys(o['side'] for o in rows))].round(3)
 
-# %% ../../nbs/tools/02_benchmarks.ipynb #04552876
+# %% ../../nbs/tools/02_benchmarks.ipynb #2d67dbf2
 class _Setting:
     def __init__(self, data, arch, weights, size, bs=64, workers=2):
         with contextlib.redirect_stdout(io.StringIO()): self.images = find_images(data)
@@ -90,15 +90,17 @@ class _Setting:
     def ours(self, seed, precision=None, head='linear', **speed):
         dls = pets_dls(self.images, self.size, self.bs, self.split, device=self.device,
                        speed=Speed(**speed), verbose=False)
-        precision = precision or self.precision
-        return pets_learner(dls, self.arch, self.weights, seed, precision, head, verbose=False)
+        how = seed,precision or self.precision,head
+        return pets_learner(dls, self.arch, self.weights, *how, verbose=False)
 
-# %% ../../nbs/tools/02_benchmarks.ipynb #7beb3b86
+# %% ../../nbs/tools/02_benchmarks.ipynb #259cfc30
+def _label(labels, file): return labels[file]
+
 def _chapter_dls(s):
     tfms = aug_transforms(size=s.size, min_scale=0.75)
     block = DataBlock(blocks=(ImageBlock, CategoryBlock(vocab=s.images.classes)),
         splitter=IndexSplitter(list(map(int, s.valid))),
-        get_y=_Labels(s.images.files, s.images.labels),
+        get_y=partial(_label, dict(zip(s.images.files, s.images.labels))),
         item_tfms=Resize(round(s.size*460/224)),
         batch_tfms=[*tfms, Normalize.from_stats(*imagenet_stats)])
     return block.dataloaders(s.images.files, bs=s.bs, num_workers=s.workers)
