@@ -14,11 +14,13 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-import numpy as np, pets_nb, torch
+import numpy as np, pets_nb, torch, torch.nn.functional as F
+from fastcore.basics import patch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save as tensors_to_bytes
-from .files import ImageError, atomic_path, config_folder, list_images, load_image, shown, write_json
+from safetensors.torch import load as tensors_from_bytes, save as tensors_to_bytes
+from .files import (ImageError, atomic_path, config_folder, list_images,
+                                  load_image, shown, write_json)
 
 # %% ../../nbs/engine/11_bundle.ipynb #7f0c1dc9
 def _number(low, high): return dict(type='number', minimum=low, maximum=high)
@@ -33,19 +35,22 @@ _channels = dict(type='array', minItems=3, maxItems=3)
 
 BUNDLE_SCHEMA = {'$schema': 'https://json-schema.org/draft/2020-12/schema',
     'title': 'model.json of a pets_nb bundle, format 2',
-    **_record('format arch head classes size item_size resampling mean std temperature weights',
-        format=dict(enum=[2]), arch=_text(r'^[\w.]+$'), head=dict(enum=['linear', 'fastai']),
-        library=_record('name version', name=_text(), version=_text()), origin=_text(length=2000),
-        classes=dict(type='array', minItems=2, maxItems=100_000, uniqueItems=True, items=_text()),
+    **_record('format arch head classes size item_size resampling mean std temperature '
+              'weights', format=dict(enum=[2]), arch=_text(r'^[\w.]+$'),
+        head=dict(enum=['linear', 'fastai']), origin=_text(length=2000),
+        library=_record('name version', name=_text(), version=_text()),
+        classes=dict(type='array', minItems=2, maxItems=100_000, uniqueItems=True,
+                     items=_text()),
         size=_whole(32, 2048), item_size=_whole(32, 8192),
         resampling=dict(enum=['one warp', 'fastai']),
-        mean=_channels | dict(items=_number(-10, 10)), std=_channels | dict(items=_number(1e-3, 100)),
+        mean=_channels | dict(items=_number(-10, 10)),
+        std=_channels | dict(items=_number(1e-3, 100)),
         temperature=_number(0.01, 100),
         none_of_these=_record('threshold false_alarms n', threshold=_number(-1e6, 1e6),
             false_alarms=_number(0, 1), n=_whole(1, 10**12)),
-        metrics=dict(type='object'), recipe=dict(type='object'), data=dict(type='object'),
-        history=dict(type='array', items=dict(type='object')), versions=dict(type='object'),
-        saved=_text(), weights=_record('sha256', sha256=_text('^[0-9a-f]{64}$')))}
+        metrics=_record(), recipe=_record(), data=_record(), versions=_record(),
+        history=dict(type='array', items=_record()), saved=_text(),
+        weights=_record('sha256', sha256=_text('^[0-9a-f]{64}$')))}
 
 # %% ../../nbs/engine/11_bundle.ipynb #5391286e
 _types = dict(object=dict, array=list, string=str, number=(int, float), integer=int)
@@ -53,18 +58,20 @@ _types = dict(object=dict, array=list, string=str, number=(int, float), integer=
 def _faults(data, schema, at='it'):
     "What in `data` is against `schema`, in words"
     if 'enum' in schema and data not in schema['enum']:
-        return [f"{at} is {shown(f'{data!r:.40}')}, expected {' or '.join(map(str, schema['enum']))}"]
+        expected = ' or '.join(map(str, schema['enum']))
+        return [f"{at} is {shown(f'{data!r:.40}')}, expected {expected}"]
     kind = schema.get('type')
     if kind and (isinstance(data, bool) or not isinstance(data, _types[kind])):
         return [f'{at} is a {type(data).__name__}, expected {kind}']
     if kind == 'string': return _text_faults(data, schema, at)
     if kind in ('number', 'integer'):
         low,high = schema.get('minimum', -math.inf),schema.get('maximum', math.inf)
-        return [] if low <= data <= high else [f'{at} is {data}, expected {low} to {high}']
+        if low <= data <= high: return []
+        return [f'{at} is {data}, expected {low} to {high}']
     if kind == 'array': return _list_faults(data, schema, at)
     found = [f'{at} has no {o!r}' for o in schema.get('required', []) if o not in data]
-    known = schema.get('properties', {})
-    return found + [f for k in known if k in data for f in _faults(data[k], known[k], k)]
+    known = {k: o for k,o in schema.get('properties', {}).items() if k in data}
+    return found + [f for k,o in known.items() for f in _faults(data[k], o, k)]
 
 # %% ../../nbs/engine/11_bundle.ipynb #dcb6eb20
 def _text_faults(data, schema, at):
@@ -76,20 +83,21 @@ def _text_faults(data, schema, at):
 def _list_faults(data, schema, at):
     low,high = schema.get('minItems', 0),schema.get('maxItems', math.inf)
     if not low <= len(data) <= high: return [f'{at} has {len(data)} entries']
-    found = [f for o in data[:1000] for f in _faults(o, schema.get('items', {}), f'one of {at}')]
+    item = schema.get('items', {})
+    found = [f for o in data for f in _faults(o, item, f'one of {at}')]
     if not found and schema.get('uniqueItems') and len(set(data)) < len(data):
         found = [f'{at} has entries that are repeated']
     return found[:3]
 
-# %% ../../nbs/engine/11_bundle.ipynb #a59c7f72
+# %% ../../nbs/engine/11_bundle.ipynb #229b7f3b
 def _temperature(logits, y):
     "The temperature with the lowest cross-entropy"
     from scipy.optimize import minimize_scalar
-    loss = lambda t: torch.nn.functional.cross_entropy(logits/math.exp(t), y).item()
+    loss = lambda t: F.cross_entropy(logits/math.exp(t), y).item()
     return math.exp(minimize_scalar(loss, bounds=(-2.3, 2.3), method='bounded').x)
 
 def _none_of_these(logits, share=0.05):
-    "The threshold for images of no known class, and how often one of a known class is below it"
+    "The threshold for images of no known class, and how often a known one is below it"
     n = len(logits)
     k = int(share*(n+1))
     if k < 1: return {}
@@ -101,9 +109,9 @@ def _metrics(logits, y, temperature):
     from scipy.stats import binomtest
     wrong,n = int((logits.argmax(1)!=y).sum()),len(y)
     ends = binomtest(wrong, n).proportion_ci(method='wilson')
-    loss = [torch.nn.functional.cross_entropy(logits/t, y).item() for t in (1, temperature)]
-    return dict(set='validation', n=n, error=wrong/n, error_low=ends.low, error_high=ends.high,
-                loss=loss[0], loss_calibrated=loss[1])
+    before,after = (F.cross_entropy(logits/t, y).item() for t in (1, temperature))
+    return dict(set='validation', n=n, error=wrong/n, error_low=ends.low,
+                error_high=ends.high, loss=before, loss_calibrated=after)
 
 # %% ../../nbs/engine/11_bundle.ipynb #a1776da4
 def _judged(learn):
@@ -111,7 +119,7 @@ def _judged(learn):
     from pets_nb.engine.learner import get_logits
     if not len(learn.dls.valid.dataset): return dict(temperature=1.)
     logits,y = get_logits(learn)
-    if not logits.isfinite().all(): raise ValueError('the model answers NaN or infinity')
+    if not logits.isfinite().all(): raise ValueError('the model answers NaN')
     if y is None: return dict(temperature=1.)
     t = _temperature(logits, y)
     return dict(temperature=t, metrics=_metrics(logits, y, t), **_none_of_these(logits))
@@ -121,10 +129,12 @@ def _fingerprint(dls):
     lines = []
     for part,dl in zip(('train', 'valid', 'test'), dls.loaders):
         for o in getattr(dl.dataset, 'items', []):
-            size = os.path.getsize(o) if isinstance(o, (str, Path)) and os.path.exists(o) else 0
-            lines.append(f"{part}\t{Path(o).name if size else type(o).__name__}\t{size}")
-    digest = hashlib.sha256('\n'.join(sorted(lines)).encode('utf-8', 'surrogateescape'))
-    return dict(train=len(dls.train_ds), valid=len(dls.valid_ds), fingerprint=digest.hexdigest())
+            is_file = isinstance(o, (str, Path)) and os.path.exists(o)
+            name,size = (Path(o).name, os.path.getsize(o)) if is_file else (type(o), 0)
+            lines.append(f'{part}\t{name}\t{size}')
+    text = '\n'.join(sorted(lines)).encode('utf-8', 'surrogateescape')
+    return dict(train=len(dls.train_ds), valid=len(dls.valid_ds),
+                fingerprint=hashlib.sha256(text).hexdigest())
 
 # %% ../../nbs/engine/11_bundle.ipynb #245fc5d6
 def _views(dls):
@@ -134,10 +144,11 @@ def _views(dls):
     if once := named('OneWarp'):
         return dict(size=once.size, item_size=once.item_size, resampling='one warp')
     resize,crop = named('Resize'),named('RandomResizedCropGPU')
-    if resize is None: raise ValueError('the images of this learner are not resized as pets_dls '
-                                        'does it: build its loaders with pets_dls')
+    if resize is None: raise ValueError(
+        'the images of this learner are not resized as pets_dls does it')
     first = int(resize.size[0])
-    return dict(size=int(crop.size[0]) if crop else first, item_size=first, resampling='fastai')
+    size = int(crop.size[0]) if crop else first
+    return dict(size=size, item_size=first, resampling='fastai')
 
 def _library(arch):
     "The library that an architecture is from"
@@ -156,32 +167,35 @@ def _about(learn, extra):
     n_linear = sum(isinstance(o, torch.nn.Linear) for o in model[1].modules())
     history = learn.history.table.reset_index() if hasattr(learn, 'history') else None
     libraries = ('fastai', 'torch', 'torchvision', 'safetensors')
-    return dict(format=2, arch=model.arch, library=_library(model.arch), origin=model.origin,
-        head='linear' if n_linear==1 else 'fastai', classes=[str(o) for o in learn.dls.vocab],
-        **_views(learn.dls), mean=model.mean.flatten().tolist(), std=model.std.flatten().tolist(),
+    return dict(format=2, arch=model.arch, library=_library(model.arch),
+        origin=model.origin, head='linear' if n_linear==1 else 'fastai',
+        classes=[str(o) for o in learn.dls.vocab], **_views(learn.dls),
+        mean=model.mean.flatten().tolist(), std=model.std.flatten().tolist(),
         **_judged(learn), data=_fingerprint(learn.dls), recipe=extra,
         history=[] if history is None else history.to_dict('records'),
         versions=dict(pets_nb=pets_nb.__version__, python=platform.python_version(),
                       **{o: version(o) for o in libraries}),
         saved=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
-# %% ../../nbs/engine/11_bundle.ipynb #be6b6f68
+# %% ../../nbs/engine/11_bundle.ipynb #85dcdffc
 def _card(about):
     "A model card in Markdown"
     m,data,none = (about.get(o) or {} for o in ('metrics', 'data', 'none_of_these'))
-    names = ', '.join(about['classes'][:50]) + (', ...' if len(about['classes']) > 50 else '')
+    names = ', '.join(about['classes'][:50]) + ', ...'*(len(about['classes']) > 50)
     parts = [f"# {about['arch']}, {len(about['classes'])} classes", '',
-        f"An image classifier trained with pets_nb {about['versions']['pets_nb']}, saved "
-        f"{about['saved']}. Body: {about['origin']}.", '', '## Use', '', '```python',
-        'from pets_nb.engine.bundle import Predictor', "Predictor('this_folder').predict('photo.jpg')",
-        '```', '', f"Images are cut to their middle square and resized to {about['size']} px.", '']
-    if m: parts += ['## Error', '', f"{m['error']:.1%} of {m['n']:,} validation images (95 % interval "
-        f"{m['error_low']:.1%} to {m['error_high']:.1%}). Temperature {about['temperature']:.2f}, "
-        'fitted on the same images.', '']
-    if none: parts += ['An image is called "none of these" where the network recognises little in it; '
-        f"{none['false_alarms']:.1%} of images of the known classes are, wrongly.", '']
-    parts += ['## Data', '', f"{data.get('train', 0):,} training and {data.get('valid', 0):,} "
-        f"validation images; fingerprint `{data.get('fingerprint', '')[:16]}`.", '',
+        f"An image classifier trained with pets_nb {about['versions']['pets_nb']}, "
+        f"saved {about['saved']}. Body: {about['origin']}.", '',
+        '## Use', '', '```python', 'from pets_nb.engine.bundle import Predictor',
+        "Predictor('this_folder').predict('photo.jpg')", '```', '',
+        f"Images are cut to their middle square and resized to {about['size']} px.", '']
+    if m: parts += ['## Error', '', f"{m['error']:.1%} of {m['n']:,} validation images "
+        f"(95 % interval {m['error_low']:.1%} to {m['error_high']:.1%}). Temperature "
+        f"{about['temperature']:.2f}, fitted on the same images.", '']
+    if none: parts += ['Images in which the network recognises little are marked '
+        f"unknown, and so are {none['false_alarms']:.1%} of those of known classes.", '']
+    parts += ['## Data', '', f"{data.get('train', 0):,} training and "
+        f"{data.get('valid', 0):,} validation images; fingerprint "
+        f"`{data.get('fingerprint', '')[:16]}`.", '',
         '## Classes', '', names, '', '## Recipe', '', '```json',
         json.dumps(about['recipe'], indent=1, default=str), '```', '']
     return '\n'.join(parts)
@@ -201,111 +215,128 @@ def _write(folder, about, weights):
                 f.write(data); f.flush(); os.fsync(f.fileno())
     return folder
 
+# %% ../../nbs/engine/11_bundle.ipynb #eca0ba8f
 def save_bundle(
     learn, # A trained learner from `pets_learner`
     folder:str|Path, # A folder that doesn't exist yet, or is empty
     **extra # What else to record about the run, as plain data; stored as the recipe
 )->Path: # The folder; another one if it could not be written to
-    "Save a model as a bundle; `FileExistsError`, or `ValueError` if it has weights that are not finite"
+    "Save a model as a bundle; `ValueError` if it has weights that are not finite"
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise FileExistsError(f'{shown(folder)} is there already: choose another folder')
-    state = {k: v.detach().cpu().contiguous().clone() for k,v in learn.model.state_dict().items()}
+        raise FileExistsError(f'{shown(folder)} is there already: choose another name')
+    state = {k: v.detach().cpu().contiguous().clone()
+             for k,v in learn.model.state_dict().items()}
     state = {k: v.float() if v.is_floating_point() else v for k,v in state.items()}
     bad = [k for k,v in state.items() if not v.isfinite().all()]
-    if bad: raise ValueError(f'{len(bad)} of {len(state)} tensors are not finite, such as {bad[0]}')
+    if bad: raise ValueError(f'{len(bad)} tensors are not finite, such as {bad[0]}')
     about,weights = _about(learn, extra),tensors_to_bytes(state)
     about['weights'] = dict(file='model.safetensors', bytes=len(weights),
                             sha256=hashlib.sha256(weights).hexdigest())
     faults = _faults(about, BUNDLE_SCHEMA)
-    if faults: raise ValueError(f"this model can't be described: {'; '.join(faults[:5])}")
+    if faults: raise ValueError(f"this model can't be saved: {'; '.join(faults[:5])}")
     return _write_somewhere(folder, about, weights)
 
-# %% ../../nbs/engine/11_bundle.ipynb #4d6be1de
+# %% ../../nbs/engine/11_bundle.ipynb #3cff51be
 def _write_somewhere(folder, about, weights):
     "Write to `folder`, or else to the first other place that works"
     spare = f'{folder.name}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}'
+    others = [Path(o)/spare for o in (config_folder('model'), tempfile.gettempdir())]
     why = []
-    for place in (folder, config_folder('model')/spare, Path(tempfile.gettempdir())/spare):
+    for place in (folder, *others):
         try: done = _write(place, about, weights)
         except OSError as e: why.append(f'{shown(place)}: {e.strerror or e}')
         else: break
-    else: raise OSError(f"the model could not be saved ({'; '.join(why)}). The learner still has "
-                        'it: make room, then call save_bundle(learn, FOLDER)')
-    if why: print(f'{why[0]}. The model was saved in {shown(done)} instead', file=sys.stderr)
+    else: raise OSError(f"the model could not be saved ({'; '.join(why)}). The learner "
+                        'still has it: make room, then call save_bundle(learn, FOLDER)')
+    if why: print(f'{why[0]}. The model is in {shown(done)} instead', file=sys.stderr)
     return done
 
-# %% ../../nbs/engine/11_bundle.ipynb #b70d8e09
-def _refuse(folder, why): raise ValueError(f'{shown(folder)} holds no usable model: {why}')
+# %% ../../nbs/engine/11_bundle.ipynb #bccbc020
+def _refuse(folder, why):
+    raise ValueError(f'{shown(folder)} holds no usable model: {why}')
 
 def _read_about(folder):
     "The words of a bundle, checked"
-    missing = [o for o in ('model.json', 'model.safetensors') if not (folder/o).is_file()]
-    if missing: raise FileNotFoundError(f"{shown(folder)} is no model: {' and '.join(missing)} "
-                                        'not found there. `pets_nb train` or save_bundle makes one')
-    if (folder/'model.json').stat().st_size > 2**24: _refuse(folder, 'model.json is too large')
-    try: about = json.loads((folder/'model.json').read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as e: _refuse(folder, f'model.json is damaged ({e})'[:200])
-    if isinstance(about, dict) and about.get('format') == 1: about = _from_format_1(about)
+    file = folder/'model.json'
+    missing = [o.name for o in (file, folder/'model.safetensors') if not o.is_file()]
+    if missing: raise FileNotFoundError(
+        f"{shown(folder)} is no model: {' and '.join(missing)} not found there. "
+        '`pets_nb train` or save_bundle makes one')
+    if file.stat().st_size > 2**24: _refuse(folder, 'model.json is too large')
+    try: about = json.loads(file.read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as e:
+        _refuse(folder, f'model.json is damaged ({e})'[:200])
+    if isinstance(about, dict) and about.get('format') == 1:
+        about = _from_format_1(about)
     schema = BUNDLE_SCHEMA
     if isinstance(about, dict) and about.pop('first edition', False):
-        schema = schema | dict(required=[o for o in schema['required'] if o != 'weights'])
+        schema = schema | dict(required=[o for o in schema['required'] if o!='weights'])
     faults = _faults(about, schema, 'model.json')
     if faults: _refuse(folder, '; '.join(faults[:5]))
     return about
 
 def _from_format_1(old):
     "The words of a bundle of the first edition as those of format 2"
-    get = old.get
-    return {'first edition': True, 'format': 2, 'arch': get('architecture'), 'head': 'fastai',
-        'classes': get('breeds'), 'size': get('size'), 'item_size': get('item_size'),
-        'resampling': 'one warp' if get('one_reading') else 'fastai', 'temperature': 1.,
-        **{k: old[k] for k in ('mean', 'std', 'history', 'saved', 'versions') if k in old}}
+    get,same = old.get,'mean std history saved versions size item_size'.split()
+    return {'first edition': True, 'format': 2, 'arch': get('architecture'),
+        'head': 'fastai', 'classes': get('breeds'), 'temperature': 1.,
+        'resampling': 'one warp' if get('one_reading') else 'fastai',
+        **{k: old[k] for k in same if k in old}}
 
-# %% ../../nbs/engine/11_bundle.ipynb #2da5de9d
+# %% ../../nbs/engine/11_bundle.ipynb #93a0b20f
 def _misfits(folder, model):
     "What in the header of the weights file does not fit `model`"
     try:
         with safe_open(folder/'model.safetensors', 'pt') as f:
-            found = {k: (f.get_slice(k).get_shape(), f.get_slice(k).get_dtype()) for k in f.keys()}
+            parts = {k: f.get_slice(k) for k in f.keys()}
+            found = {k: (o.get_shape(), o.get_dtype()) for k,o in parts.items()}
     except Exception as e: return [f'model.safetensors is damaged ({e})'[:200]]
     own = model.state_dict()
     faults = [f'{k} is missing' for k in own if k not in found]
     faults += [f'{k} is unknown' for k in found if k not in own]
-    return faults + [f'{k} is {found[k][1]} {found[k][0]}, expected {list(v.shape)}' for k,v in own.items()
-        if k in found and (list(v.shape)!=list(found[k][0])
-                           or v.is_floating_point()!=(found[k][1] in ('F16', 'BF16', 'F32')))]
+    for k,(shape,dtype) in found.items():
+        if k not in own: continue
+        same_kind = own[k].is_floating_point()==(dtype in ('F16', 'BF16', 'F32'))
+        if list(shape)!=list(own[k].shape) or not same_kind or dtype.startswith('C'):
+            faults.append(f'{k} is {dtype} {shape}, expected {list(own[k].shape)}')
+    return faults
 
+# %% ../../nbs/engine/11_bundle.ipynb #504f07f2
 def _load_model(folder, about):
     "The network that the words describe, with its weights"
     from pets_nb.engine.networks import network
-    def build(): return network(about['arch'], len(about['classes']), None, about['head'])
+    n = len(about['classes'])
+    def build(): return network(about['arch'], n, 'none', about['head'])
     try:
         with torch.device('meta'): model = build()
     except (ValueError, ImportError) as e: _refuse(folder, str(e))
     if faults := _misfits(folder, model):
-        _refuse(folder, f"{len(faults)} tensors don't fit {about['arch']}: {'; '.join(faults[:3])}")
+        what = f"{len(faults)} tensors don't fit {about['arch']}"
+        _refuse(folder, f"{what}: {'; '.join(faults[:3])}")
+    data = (folder/'model.safetensors').read_bytes()
     expected = about.get('weights', {}).get('sha256')
-    found = hashlib.sha256((folder/'model.safetensors').read_bytes()).hexdigest() if expected else None
-    if found != expected: _refuse(folder, "model.safetensors doesn't have the checksum in model.json")
-    state = load_file(folder/'model.safetensors')
+    if expected not in (None, hashlib.sha256(data).hexdigest()):
+        _refuse(folder, "model.safetensors doesn't have the checksum in model.json")
+    state = tensors_from_bytes(data)
     state = {k: v.float() if v.is_floating_point() else v for k,v in state.items()}
     bad = [k for k,v in state.items() if not v.isfinite().all()]
     if bad: _refuse(folder, f'{len(bad)} tensors are not finite, such as {bad[0]}')
     return _filled(model, state, about, build)
 
-# %% ../../nbs/engine/11_bundle.ipynb #a0fff7aa
+# %% ../../nbs/engine/11_bundle.ipynb #649bc816
 def _filled(model, state, about, build):
-    "`model` with its weights; built anew where it has numbers of its own that are not in the file"
+    "`model` with its weights; built anew if it has numbers that are not in the file"
     model.load_state_dict(state, assign=True)
     buffers = {n for n,o in model.named_buffers() if o.is_meta} - {'mean', 'std'}
     if buffers:
         model = build()
         model.load_state_dict(state)
-    for k in ('mean', 'std'): setattr(model, k, torch.tensor(about[k]).float().view(1, -1, 1, 1))
+    for k in ('mean', 'std'):
+        setattr(model, k, torch.tensor(about[k]).float().view(1, -1, 1, 1))
     return model.eval().requires_grad_(False)
 
-# %% ../../nbs/engine/11_bundle.ipynb #2585c3f2
+# %% ../../nbs/engine/11_bundle.ipynb #0c2f677e
 _min_side = 8 # pixels; nothing can be recognised in a smaller image
 
 def _square_pixels(source, about):
@@ -313,10 +344,12 @@ def _square_pixels(source, about):
     from pets_nb.engine.pipeline import OneWarp
     warp = OneWarp(about['size'], about['item_size'])
     fast = about['resampling'] == 'one warp'
-    x = warp.presized(source) if fast else np.asarray(load_image(source))
-    h,w = x.shape[:2]
-    if min(h, w) < _min_side: raise ImageError(f'{w} x {h} pixels: too small to show anything')
-    return warp.middle(x) if fast else _fastai_pixels(x, about['size'], about['item_size'])
+    found = warp.presized(source) if fast else (np.asarray(load_image(source)), 1)
+    h,w = found[0].shape[:2]
+    if min(h, w) < _min_side: raise ImageError(f'{w} x {h} pixels: too small')
+    if not fast: return _fastai_pixels(found[0], about['size'], about['item_size'])
+    warp.presized = lambda source: found
+    return warp.middle(source)
 
 def _fastai_pixels(x, size, item_size):
     "As `Resize(item_size)` and the crop of `aug_transforms` on a validation image"
@@ -327,7 +360,7 @@ def _fastai_pixels(x, size, item_size):
         x = RandomResizedCropGPU(size)(TensorImage(x).float()[None], split_idx=1)[0]
     return x.permute(1, 2, 0).numpy()
 
-# %% ../../nbs/engine/11_bundle.ipynb #04ad436f
+# %% ../../nbs/engine/11_bundle.ipynb #b2edf77c
 def _name(item, i):
     "What to call an item in the answer"
     return shown(item) if isinstance(item, (str, os.PathLike)) else f'image {i}'
@@ -337,7 +370,8 @@ def _items(items):
     alone = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
     if isinstance(items, np.ndarray): items = items if items.ndim==4 else [items]
     for o in [items] if isinstance(items, alone) else items:
-        if isinstance(o, (str, os.PathLike)) and os.path.isdir(o): yield from _files_in(o)
+        is_path = isinstance(o, (str, os.PathLike))
+        if is_path and os.path.isdir(o): yield from _files_in(o)
         else: yield o
 
 def _files_in(folder):
@@ -346,22 +380,24 @@ def _files_in(folder):
     except OSError as e: files = [ImageError(f'{shown(folder)}: {e.strerror}')]
     yield from files or [ImageError(f'{shown(folder)}: a folder without images')]
 
-# %% ../../nbs/engine/11_bundle.ipynb #db5bcd81
+# %% ../../nbs/engine/11_bundle.ipynb #2a2c71d4
 class _Predictions:
-    "Answers in the order of the images, as `.table`; `.errors` has a reason for each image without one"
-    def __init__(self, results): self.results = results # dictionaries, one for each image
+    "Answers in the order of the images; `.errors` has a reason for each without one"
+    def __init__(self, results): self.results = results # a dictionary for each image
 
     @property
     def table(self):
         import pandas as pd
         rows = [dict(file=r['file'], rank=i+1, known=r['known'], **p)
-                for r in self.results if 'error' not in r for i,p in enumerate(r['predictions'])]
-        return pd.DataFrame(rows, columns=['file', 'rank', 'class', 'probability', 'known'])
+                for r in self._good() for i,p in enumerate(r['predictions'])]
+        return pd.DataFrame(rows, columns='file rank class probability known'.split())
 
     @property
-    def errors(self): return {r['file']: r['error'] for r in self.results if 'error' in r}
-    def to_dict(self): return dict(predictions=[r for r in self.results if 'error' not in r], errors=self.errors)
-    def __len__(self): return sum('error' not in r for r in self.results)
+    def errors(self):
+        return {r['file']: r['error'] for r in self.results if 'error' in r}
+    def to_dict(self): return dict(predictions=[*self._good()], errors=self.errors)
+    def _good(self): return (r for r in self.results if 'error' not in r)
+    def __len__(self): return len([*self._good()])
     def __iter__(self): return iter(self.results)
     def __getitem__(self, i): return self.results[i]
 
@@ -370,17 +406,17 @@ class _Predictions:
         return '\n'.join([table, *(f'{k}: {v}' for k,v in self.errors.items())])
 
     def _repr_html_(self):
-        bad = ''.join(f'<li>{html.escape(k)}: {html.escape(v)}</li>' for k,v in self.errors.items())
+        bad = [html.escape(f'{k}: {v}') for k,v in self.errors.items()]
         table = self.table.to_html(index=False, float_format='{:.3f}'.format)
-        return table + (f'<ul>{bad}</ul>' if bad else '')
+        return table + ''.join(f'<p>{o}</p>' for o in bad)
 
-# %% ../../nbs/engine/11_bundle.ipynb #68301c37
+# %% ../../nbs/engine/11_bundle.ipynb #eff8e92a
 class Predictor:
-    "A saved model that names what is in images; `ValueError` or `FileNotFoundError` for a bundle that can't be used"
+    "A saved model that names what is in images; `ValueError` for an unusable bundle"
     def __init__(self,
         folder:str|Path, # As written by `save_bundle`
         device:str='cpu', # Where the network runs
-        threads:int=None, # Images prepared at the same time; None: as many as PyTorch computes with
+        threads:int=None, # Images prepared at the same time; None: PyTorch's number
     ):
         folder = Path(folder).expanduser()
         self.about = _read_about(folder)
@@ -390,14 +426,15 @@ class Predictor:
 
     def __repr__(self):
         a = self.about
-        return f"Predictor({a['arch']}, {len(self.classes)} classes, {a['size']} px, {self.device})"
+        n,size = len(self.classes),a['size']
+        return f"Predictor({a['arch']}, {n} classes, {size} px, {self.device})"
 
     def logits(self,
         pixels:np.ndarray, # uint8, (N, size, size, 3)
     )->torch.Tensor: # float32, (N, number of classes), on the CPU
         "What the network answers"
-        x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div_(255)
-        with torch.inference_mode(): return self.model(x).float().cpu()
+        x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float()
+        with torch.inference_mode(): return self.model(x/255).float().cpu()
 
     def _prepared(self, item):
         "The pixels of one image, or the reason why there are none"
@@ -405,42 +442,44 @@ class Predictor:
             if isinstance(item, Exception): raise item
             return _square_pixels(item, self.about)
         except ImageError as e:
-            text,path = str(e),f'{shown(item)}: ' if isinstance(item, (str, os.PathLike)) else ''
-            return text.removeprefix(path)
+            return str(e).removeprefix(f'{_name(item, 0)}: ')
         except Exception as e: return f'{type(e).__name__}: {e}'
 
-# %% ../../nbs/engine/11_bundle.ipynb #2db48b90
-from fastcore.basics import patch
-
+# %% ../../nbs/engine/11_bundle.ipynb #2db68f4c
 @patch
 def predict(self:Predictor,
     items, # A path, bytes, a PIL image, an array, a folder, or an iterable of these
     top:int=5, # Classes to name for each image; None: all
     bs:int=32, # Images that go through the network together
-    calibrated:bool=True, # Divide the logits by the fitted temperature? Without, the probabilities are those of `learn.get_preds`
+    calibrated:bool=True, # Divide by the temperature? If not, as `learn.get_preds`
 )->_Predictions: # An answer or a reason for every image, in order
     "Name what is in images of any kind; one that can't be read doesn't stop the rest"
-    if bs < 1 or (top is not None and top < 1): raise ValueError('top and bs must be at least 1')
+    if bs < 1 or (top is not None and top < 1):
+        raise ValueError('top and bs must be at least 1')
     results,todo = [],enumerate(_items(items))
     with ThreadPoolExecutor(self.threads) as pool:
         while batch := list(islice(todo, bs)):
             ready = list(pool.map(self._prepared, [o for _,o in batch]))
-            results += self._answers([_name(o, i) for i,o in batch], ready, top, calibrated)
+            names = [_name(o, i) for i,o in batch]
+            results += self._answers(names, ready, top, calibrated)
     return _Predictions(results)
 
+# %% ../../nbs/engine/11_bundle.ipynb #57caa23d
 @patch
 def _answers(self:Predictor, names, ready, top, calibrated):
     "One dictionary for each image of a batch"
     good = [o for o in ready if not isinstance(o, str)]
     logits = iter(self.logits(np.stack(good)) if good else [])
-    return [dict(file=name, error=o) if isinstance(o, str) else
-            dict(file=name) | self._answer(next(logits), top, calibrated) for name,o in zip(names, ready)]
+    def answer(o): return dict(error=o) if isinstance(o, str) else self._answer(
+        next(logits), top, calibrated)
+    return [dict(file=name) | answer(o) for name,o in zip(names, ready)]
 
 @patch
 def _answer(self:Predictor, logits, top, calibrated):
-    if not logits.isfinite().all(): return dict(error='the network answers NaN or infinity')
+    if not logits.isfinite().all(): return dict(error='the network answers NaN')
     p = (logits/(self.about['temperature'] if calibrated else 1)).softmax(0)
     best = p.topk(min(top or len(p), len(p)))
     limit = self.about.get('none_of_these', {}).get('threshold', -math.inf)
-    return dict(known=bool(logits.logsumexp(0) >= limit), predictions=[
-        {'class': self.classes[i], 'probability': q} for q,i in zip(*map(torch.Tensor.tolist, best))])
+    answers = [{'class': self.classes[i], 'probability': q}
+               for q,i in zip(best.values.tolist(), best.indices.tolist())]
+    return dict(known=bool(logits.logsumexp(0) >= limit), predictions=answers)

@@ -17,13 +17,14 @@ from fastai.learner import Learner
 from fastcore.foundation import L
 from .learner import get_logits, partial_fine_tune, quiet
 
-# %% ../../nbs/engine/10_features.ipynb #8411118f
+# %% ../../nbs/engine/10_features.ipynb #b2878b81
 def _last_linear(model):
     "Name of the one linear layer of the model's head"
-    found = [n for n,m in model.named_modules() if isinstance(m, nn.Linear) and n[:1]=='1']
+    found = [n for n,m in model.named_modules()
+             if isinstance(m, nn.Linear) and n[:1]=='1']
     if len(found)==1: return found[0]
-    raise ValueError('features first needs a head with one linear layer, and this one has '
-                     f"{len(found)}: use pets_learner(..., head='linear')")
+    raise ValueError('features first needs a head with one linear layer, and this one '
+                     f"has {len(found)}: use pets_learner(..., head='linear')")
 
 class _WithMirror(nn.Module):
     "The mean of a body's features of images and of their mirror images"
@@ -43,15 +44,16 @@ def _headless(model, mirror):
         model.set_submodule(name, linear)
         model[0] = body
 
-# %% ../../nbs/engine/10_features.ipynb #9b17d044
+# %% ../../nbs/engine/10_features.ipynb #b5eb8a6a
 def get_features(
     learn:Learner, # From `pets_learner`, with its linear head; left as it is
-    dl=None, # A loader, taken as it is, or files; None: the training set, in order, not augmented
+    dl=None, # A loader, taken as it is, or files; None: the training set, not augmented
     mirror:bool=True, # Average over each image and its mirror image?
 )->tuple: # Features (N,D), float32, and targets (N,), int64, or None; both on the CPU
     "What the last linear layer would be given, for every image"
-    if dl is None: dl = learn.dls.test_dl(list(learn.dls.train_ds.items), with_labels=True)
-    elif not hasattr(dl, 'after_batch'): dl = learn.dls.test_dl(list(dl))
+    labels,items = dl is None,learn.dls.train_ds.items if dl is None else dl
+    if not hasattr(dl, 'after_batch'):
+        dl = learn.dls.test_dl(list(items), with_labels=labels)
     with _headless(learn.model, mirror): return get_logits(learn, dl)
 
 # %% ../../nbs/engine/10_features.ipynb #59d01466
@@ -84,7 +86,8 @@ def _held_out_losses(x, y, held, n):
     w,losses = None,[]
     for l2 in _penalties:
         w = _descend(x[~held], y[~held], n, l2, w, 1e-3)
-        losses.append(F.cross_entropy(F.linear(x[held], w[:,:-1], w[:,-1]), y[held]).item())
+        logits = F.linear(x[held], w[:,:-1], w[:,-1])
+        losses.append(F.cross_entropy(logits, y[held]).item())
         if len(losses)>2 and losses[-1]>losses[-2]>losses[-3]: break
     return losses + [math.inf]*(len(_penalties)-len(losses))
 
@@ -95,23 +98,24 @@ def _choose_l2(x, y, n):
     losses = [_held_out_losses(x, y, fold==o, n) for o in range(n_folds)]
     return _penalties[int(np.argmin(np.mean(losses, 0)))]
 
-# %% ../../nbs/engine/10_features.ipynb #fbed4289
+# %% ../../nbs/engine/10_features.ipynb #e4ff287f
 class LinearHead(nn.Linear):
     "A linear layer from `fit_head`, with its penalty `.l2` and training loss `.loss`"
     l2,loss = math.nan,math.nan
-    def extra_repr(self): return f'{super().extra_repr()}, l2={self.l2:.2g}, loss={self.loss:.3f}'
+    def extra_repr(self):
+        return f'{super().extra_repr()}, l2={self.l2:.2g}, loss={self.loss:.3f}'
 
 def fit_head(
     x:Tensor, # Features (N,D)
     y:Tensor, # Targets (N,), int64
-    l2:float=None, # Penalty on squared weights of standardised features; None: cross-validated
+    l2:float=None, # Penalty on squared weights, features standardised; None: chosen
     n_classes:int=None, # Number of logits; None: the largest target and one
 )->LinearHead: # Takes features as they are: the standardisation is part of its weights
     "Multinomial logistic regression; `ValueError` for NaN or a single class"
     x,n = x.float(),n_classes or int(y.max())+1
     bad = ~x.isfinite().all(1)
-    if bad.any(): raise ValueError(f'features of {bad.sum()} images are NaN or infinite')
-    if len(y.unique())<2: raise ValueError('a head needs images of at least two classes')
+    if bad.any(): raise ValueError(f'features of {bad.sum()} images are not finite')
+    if len(y.unique())<2: raise ValueError('a head needs at least two classes')
     mean,std = x.mean(0),x.std(0)
     std[std<1e-6*std.max()] = 1 # features that never vary
     z = (x-mean)/std
@@ -140,8 +144,8 @@ def _score(row): return row.get('error_rate', row['valid_loss'])
 def _tune(learn, row, epochs, lr, first, cbs=None, **kwargs):
     "Fine-tune from the fitted head; put the head alone back if the error has risen"
     kept = {k: v.detach().clone() for k,v in learn.model.state_dict().items()}
-    partial_fine_tune(learn, epochs, first=first, base_lr=2*lr, freeze_epochs=0, lr_mult=1,
-                      cbs=[*L(cbs), _KeepNorm()], **kwargs)
+    partial_fine_tune(learn, epochs, first=first, base_lr=2*lr, freeze_epochs=0,
+                      lr_mult=1, cbs=[*L(cbs), _KeepNorm()], **kwargs)
     now = _validate(learn)
     if not _score(now)>_score(row): return
     learn.model.load_state_dict(kept)
@@ -154,7 +158,7 @@ def head_first(
     epochs:int=0, # Epochs of fine-tuning after the head has been fitted
     lr:float=1e-4, # Highest learning rate of the fine-tuning, for all that is trained
     first:int=1, # First group that is fine-tuned: 0 is all, 1 leaves out the lower body
-    mirror:bool=False, # Average over mirror images for the fit? Twice the time, a little better
+    mirror:bool=False, # Average over mirror images for the fit? Twice the time
     l2:float=None, # Penalty, see `fit_head`
     **kwargs # Passed on to `partial_fine_tune`
 )->Learner: # `learn`; its history begins with the fitted head's row
