@@ -17,7 +17,7 @@ from fastai.optimizer import OptimWrapper, SGD
 from fastai.torch_core import params, set_seed
 from fastcore.foundation import L
 
-quick = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 class Stop(Exception): pass
 
@@ -63,7 +63,7 @@ def interrupted(make, fit, folder, cuts, **kwargs):
         return learn
 
 @pytest.mark.parametrize('name', fits)
-@settings(quick, max_examples=3)
+@settings(quick, max_examples=2)
 @given(cuts=st.lists(st.integers(1, 12), max_size=2))
 def test_any_interruptions_change_nothing(tmp_path_factory, name, cuts):
     resumed = interrupted(toy_learner, fits[name], tmp_path_factory.mktemp('run'), cuts)
@@ -249,7 +249,7 @@ def often(learn, fit, folder, cuts):
         return o
 
 @pytest.mark.parametrize('make', [toy_learner, lambda: toy_learner(cbs=[Mixed('bfloat16', emulate=True)])], ids=['float32','bfloat16'])
-@settings(quick, max_examples=3)
+@settings(quick, max_examples=2)
 @given(cuts=st.lists(st.integers(1, 12), max_size=2))
 def test_an_interruption_within_an_epoch_changes_nothing(tmp_path_factory, make, cuts):
     resumed,whole = often(make, fits['one_cycle'], tmp_path_factory.mktemp('run'), cuts),make()

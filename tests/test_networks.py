@@ -104,7 +104,7 @@ def test_offline_weights():
 
 def test_offline_weights_are_checked(tmp_path, monkeypatch):
     (tmp_path/'x.pth').write_bytes(b'other')
-    monkeypatch.setattr(nw, '_lite_file', lambda: tmp_path/'x.pth')
+    monkeypatch.setattr(nw, '_lite_file', lambda arch: tmp_path/'x.pth')
     pytest.importorskip('timm')
     with pytest.raises(ValueError, match='is damaged'): network('efficientnet_lite0', 3)
 

