@@ -40,7 +40,7 @@ from ..engine.networks import network
 from ..engine.sources import find_images
 from .experiments import _data, _machine
 
-# %% ../../nbs/tools/02_benchmarks.ipynb #48c5d5ed
+# %% ../../nbs/tools/02_benchmarks.ipynb #aebdee61
 def _alternate(sides, turns):
     "Run every side in every turn; a row for each"
     rows = []
@@ -60,8 +60,8 @@ def _summary(rows, first):
     ratio = t.per.xs(first, level='side')/t.per.unstack()[t.index.unique('side')].T
     res = pd.DataFrame({'seconds': t.seconds.groupby('side').median()})
     if 'images' in t: res['images/s'] = 1/t.per.groupby('side').median()
-    res['times faster'] = ratio.median(1)
-    res['lowest'],res['highest'] = ratio.min(1),ratio.max(1)
+    res['times faster'] = ratio.median(axis=1)
+    res['lowest'],res['highest'] = ratio.min(axis=1),ratio.max(axis=1)
     for o in ('error','peak MB'):
         if o in t: res[o] = t[o].groupby('side').mean()
     return res.loc[list(dict.fromkeys(o['side'] for o in rows))].round(3)
