@@ -47,7 +47,7 @@ def _attributes(o, names=None):
         except _NotPlain: pass
     return res
 
-# %% ../../nbs/engine/09_checkpoints.ipynb #059703e6
+# %% ../../nbs/engine/09_checkpoints.ipynb #46efe7d4
 def _remembering(learn):
     return [o for o in learn.cbs if not isinstance(o, ProgressCallback)
             and o.name!='checkpoints']
@@ -56,7 +56,7 @@ def _training_state(learn):
     "Everything on which the rest of a training run depends"
     opt = learn.opt
     if not isinstance(opt, Optimizer):
-        raise TypeError(f"the optimizer is a {type(opt).__name__}, but checkpoints need "
+        raise TypeError(f"the optimizer is a {type(opt).__name__}; checkpoints need "
                         "one of fastai's own: use for example opt_func=Adam")
     cbs = _remembering(learn)
     return dict(model=_plain(dict(learn.model.state_dict())), hypers=_plain(opt.hypers),
@@ -142,7 +142,7 @@ def _made_with(o):
     if not hasattr(o, '__dict__'): return {}
     return _attributes(o, inspect.signature(type(o).__init__).parameters)
 
-# %% ../../nbs/engine/09_checkpoints.ipynb #dd9c447c
+# %% ../../nbs/engine/09_checkpoints.ipynb #b54b0625
 def _describe(dl):
     "Length, names and transforms of a data loader's images"
     ds = getattr(dl, 'dataset', dl)
@@ -153,7 +153,6 @@ def _describe(dl):
             'batches': len(dl), 'batch size': getattr(dl, 'bs', None),
             **{o: _words(getattr(dl, o, None)) for o in ('after_item','after_batch')}}
 
-# %% ../../nbs/engine/09_checkpoints.ipynb #eca0dd2a
 def _fit_settings(learn):
     "What has to be the same for a run to be the same run, as far as a learner shows it"
     opt,dls,model = learn.opt,learn.dls,learn.model
@@ -180,7 +179,7 @@ def _differences(saved, now):
         elif a!=b: res.append(f"{k}: {a!r} in the checkpoint, {b!r} now")
     return res
 
-# %% ../../nbs/engine/09_checkpoints.ipynb #9f8944f1
+# %% ../../nbs/engine/09_checkpoints.ipynb #a56b7ee7
 class _Checkpoints(Callback):
     "Write checkpoints and go on from the last one; used through `resumable`"
     order,name = 70,'checkpoints' # after everything that belongs to the epoch
@@ -213,7 +212,7 @@ class _Checkpoints(Callback):
                 print(f'{file.name} cannot be read and is not used: {why}')
         if self.files:
             raise ValueError(f'none of the {len(self.files)} checkpoints in '
-                             f'{self.folder} can be read: delete it to train from the start')
+                             f'{self.folder} can be read: delete it to begin again')
 
 # %% ../../nbs/engine/09_checkpoints.ipynb #539c815c
 @patch

@@ -41,7 +41,7 @@ def _raw(dl, x):
             x = x*o.std.to(x.device) + o.mean.to(x.device)
     return x
 
-# %% ../../nbs/engine/08_learner.ipynb #dfa6f7bd
+# %% ../../nbs/engine/08_learner.ipynb #f36e36cf
 class _Start(Callback):
     "Seed every fit anew; hand the model unnormalised images of its own classes"
     order,name = -20,'seeding'
@@ -64,7 +64,7 @@ class _Start(Callback):
         if not self.vocab or found==self.vocab: return
         other = sorted({*map(str, found)} ^ {*map(str,
                                                   self.vocab)}) or ['another order']
-        raise ValueError(f'this loader has {len(found)} classes, the model {len(self.vocab)}; '
+        raise ValueError(f'the loader has {len(found)} classes, not {len(self.vocab)}: '
                          f"they differ in {', '.join(other[:5])}")
 
     def before_batch(self):
@@ -94,7 +94,7 @@ class History(Callback):
     @property
     def table(self): return pd.DataFrame(self.rows).rename_axis('epoch')
 
-# %% ../../nbs/engine/08_learner.ipynb #54491302
+# %% ../../nbs/engine/08_learner.ipynb #2cb1d85e
 class _NonFinite(Callback):
     "Stop at the first loss that is no number, with the weights of the last good epoch"
     order,name = 54,'non_finite' # before History (55) and checkpoints (70)
@@ -123,15 +123,17 @@ class _NonFinite(Callback):
         except FloatingPointError as e:
             raise FloatingPointError(str(e).splitlines()[-1].strip()) from None
 
-    def stop(self, what):
-        lr = self.opt.hypers[-1]['lr']
-        self.model.load_state_dict(self._good)
-        self.opt.clear_state()
-        where = f'epoch {self.epoch+1}, step {self.iter+1}, learning rate {lr:.2g}'
-        raise FloatingPointError(f'{what} ({where}): training stopped, and the weights '
-                                 f'of {self._when} are back. Use a smaller rate')
+# %% ../../nbs/engine/08_learner.ipynb #68ca86f7
+@patch
+def stop(self:_NonFinite, what:str):
+    lr = self.opt.hypers[-1]['lr']
+    self.model.load_state_dict(self._good)
+    self.opt.clear_state()
+    where = f'epoch {self.epoch+1}, step {self.iter+1}, learning rate {lr:.2g}'
+    raise FloatingPointError(f'{what} ({where}): training stopped, and the weights '
+                             f'of {self._when} are back. Use a smaller rate')
 
-# %% ../../nbs/engine/08_learner.ipynb #7cf07688
+# %% ../../nbs/engine/08_learner.ipynb #a552f0c4
 def bf16_is_fast(
     device:str|torch.device, # Device of the batches
 )->bool: # True for a GPU from compute capability 8, a CPU with AVX512-BF16 or AMX
@@ -149,6 +151,7 @@ def _fp16_is_fast(device):
     return device.type=='mps' or (device.type=='cpu'
                                   and _cpu_has('_is_amx_fp16_supported'))
 
+# %% ../../nbs/engine/08_learner.ipynb #3b57ead0
 def _choose_dtype(device, request='auto', emulate=False):
     "The number format of the forward pass on `device`"
     formats = ('auto','float32','bfloat16','float16')
@@ -165,7 +168,7 @@ def _choose_dtype(device, request='auto', emulate=False):
                          "use precision='auto'")
     return getattr(torch, request)
 
-# %% ../../nbs/engine/08_learner.ipynb #508d19c1
+# %% ../../nbs/engine/08_learner.ipynb #0dce6478
 class Mixed(Callback):
     "The forward pass in 16 bits where the device computes in them, scaled for float16"
     order = 10
@@ -200,11 +203,11 @@ class Mixed(Callback):
 
     def after_pred(self): self.learn.pred = to_float(self.pred)
 
+# %% ../../nbs/engine/08_learner.ipynb #339fa43c
 def _channels_last(x):
     if not isinstance(x, Tensor) or x.ndim!=4: return x
     return x.contiguous(memory_format=torch.channels_last)
 
-# %% ../../nbs/engine/08_learner.ipynb #ee5a9d8a
 def _autocast_once(model, kind, dtype):
     "Run the next call of `model`, and only that, under autocast"
     old = vars(model).get('forward')
@@ -257,7 +260,7 @@ def to_mixed(self:Learner,
     self.remove_cbs([o for o in self.cbs if isinstance(o, (Mixed, MixedPrecision))])
     return self.add_cb(mixed)
 
-# %% ../../nbs/engine/08_learner.ipynb #39220f1e
+# %% ../../nbs/engine/08_learner.ipynb #8865ff6f
 def _choose_arch(dls, weights):
     "The architecture that suits the data, and why"
     if isinstance(weights, (str, Path)) and str(weights) not in ('default','none'):
@@ -277,6 +280,12 @@ def _writable_path():
 
 def _small_split(model): return L(model[0][:5], model[0][5:], model[1:]).map(params)
 model_meta[small_network] = dict(cut=-4, split=_small_split, stats=_imagenet)
+
+def _described(learn, why, seed, dtype):
+    "One line on what was chosen"
+    model,dls,n = learn.model,learn.dls,sum(p.numel() for p in learn.model.parameters())
+    return (f"{model.arch}{f' ({why})' if why else ''}, {n:,} weights: {model.origin}; "
+            f"{get_c(dls)} classes; seed {seed}; {dls.device}, {str(dtype)[6:]}")
 
 # %% ../../nbs/engine/08_learner.ipynb #fe5ac724
 def pets_learner(
@@ -304,13 +313,6 @@ def pets_learner(
     if model.origin!='random': learn.freeze()
     if verbose: print(_described(learn, why, seed, dtype))
     return learn
-
-# %% ../../nbs/engine/08_learner.ipynb #bd2a5eba
-def _described(learn, why, seed, dtype):
-    "One line on what was chosen"
-    model,dls,n = learn.model,learn.dls,sum(p.numel() for p in learn.model.parameters())
-    return (f"{model.arch}{f' ({why})' if why else ''}, {n:,} weights: {model.origin}; "
-            f"{get_c(dls)} classes; seed {seed}; {dls.device}, {str(dtype)[6:]}")
 
 # %% ../../nbs/engine/08_learner.ipynb #1e675b08
 def _random_lists(o): return [o[0], list(o[1]), o[2]]
