@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load as tensors_from_bytes, save as tensors_to_bytes
 from .files import (ImageError, atomic_path, config_folder, list_images,
-                                  load_image, shown, write_json)
+                                  shown, write_json)
 
 # %% ../../nbs/engine/11_bundle.ipynb #7f0c1dc9
 def _number(low, high): return dict(type='number', minimum=low, maximum=high)
@@ -341,14 +341,13 @@ _min_side = 8 # pixels; nothing can be recognised in a smaller image
 
 def _square_pixels(source, about):
     "An image of any kind as uint8 (size, size, 3); `ImageError` says why not"
-    from pets_nb.engine.pipeline import OneWarp
-    warp = OneWarp(about['size'], about['item_size'])
-    fast = about['resampling'] == 'one warp'
-    found = warp.presized(source) if fast else (np.asarray(load_image(source)), 1)
-    h,w = found[0].shape[:2]
-    if min(h, w) < _min_side: raise ImageError(f'{w} x {h} pixels: too small')
-    if not fast: return _fastai_pixels(found[0], about['size'], about['item_size'])
-    warp.presized = lambda source: found
+    from pets_nb.engine.pipeline import OneWarp, _decode, _presize
+    warp,fast = OneWarp(about['size'], augment=False),about['resampling'] == 'one warp'
+    x,k = _decode(source, warp.short if fast else 0)
+    h,w = x.shape[:2]
+    if k*min(h, w) < _min_side: raise ImageError(f'{w} x {h} pixels: too small')
+    if not fast: return _fastai_pixels(x, about['size'], about['item_size'])
+    warp.presized = lambda source: _presize(x, k, warp.short)
     return warp.middle(source)
 
 def _fastai_pixels(x, size, item_size):
