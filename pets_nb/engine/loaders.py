@@ -103,7 +103,7 @@ def _workers(self:FastDL):
 
 def _same(o): return o
 
-# %% ../../nbs/engine/06_loaders.ipynb #a1003689
+# %% ../../nbs/engine/06_loaders.ipynb #ba6a3edf
 class PixelCache:
     "Images decoded once: in memory, or in a file that several processes map"
     def __init__(self,
@@ -127,7 +127,7 @@ class PixelCache:
         self.file,self.at,self.tested = state['file'],{},set()
         if self.file and self.file.exists(): self._load()
 
-# %% ../../nbs/engine/06_loaders.ipynb #7b9b2ca5
+# %% ../../nbs/engine/06_loaders.ipynb #e231244f
 @patch
 def get(self:PixelCache,
     source, # A file
@@ -148,7 +148,7 @@ def get(self:PixelCache,
 
 def _crc(data, h, w): return zlib.crc32(data, h*2**16 + w & 0xffffffff)
 
-# %% ../../nbs/engine/06_loaders.ipynb #6db53ab4
+# %% ../../nbs/engine/06_loaders.ipynb #871f430a
 @patch
 def _load(self:PixelCache):
     "Open the file; lengths and times of the images it was made from"
@@ -169,7 +169,7 @@ def _usable(self:PixelCache, files, signatures):
     if changed: print(f'Cache: {len(changed):,} images changed ({names}); built again')
     return not changed
 
-# %% ../../nbs/engine/06_loaders.ipynb #2ee6287a
+# %% ../../nbs/engine/06_loaders.ipynb #706faa63
 @patch
 def _open_or_build(self:PixelCache, files, warp, where, limit):
     "Use what is in the folder, or build it; one process at a time"
@@ -188,7 +188,7 @@ def _open_or_build(self:PixelCache, files, warp, where, limit):
                   f'built in {time.perf_counter() - began:.0f} s')
         os.utime(self.file)
 
-# %% ../../nbs/engine/06_loaders.ipynb #ba6a3edf
+# %% ../../nbs/engine/06_loaders.ipynb #d3d44735
 @patch
 def _build(self:PixelCache, files, signatures, warp, limit):
     "Decode everything into a file, completely or not at all"
@@ -215,7 +215,7 @@ def _build(self:PixelCache, files, signatures, warp, limit):
         write_json(self.file.with_suffix('.json'), words)
     finally: part.unlink(missing_ok=True)
 
-# %% ../../nbs/engine/06_loaders.ipynb #e231244f
+# %% ../../nbs/engine/06_loaders.ipynb #bd24ae8e
 def _caches(folder):
     return [o for o in folder.glob('*.npy') if re.fullmatch('[0-9a-f]{16}', o.stem)]
 
@@ -233,7 +233,8 @@ def _make_room(file, written, needed, limit):
     others = [o for o in _caches(file.parent) if o != file]
     others.sort(key=lambda o: o.stat().st_mtime)
     def full(): return shutil.disk_usage(file.parent).free < needed - written + 2**28
-    while others and (sum(o.stat().st_size for o in others) + needed > limit or full()):
+    def total(): return sum(o.stat().st_size for o in others) + needed
+    while needed <= limit and others and (total() > limit or full()):
         print(f'Cache: removed {others[0].name}, the least recently used')
         _remove(others.pop(0))
     if needed > limit or full(): raise OSError(
@@ -241,7 +242,7 @@ def _make_room(file, written, needed, limit):
         f'{"the disk has left" if full() else f"the limit of {limit/2**20:,.0f} MiB"}: '
         'use a smaller size, another folder, or no cache')
 
-# %% ../../nbs/engine/06_loaders.ipynb #ed3e4f8b
+# %% ../../nbs/engine/06_loaders.ipynb #eff8bf3a
 class _DeviceWarp(OneWarp):
     "`OneWarp` on the device: the workers only read files"
     def fetch(self, sources, random=True, seed=None):
@@ -270,7 +271,7 @@ class _DeviceWarp(OneWarp):
         x = torch.cat(x).round().clamp(0, 255).to(torch.uint8)
         return x.contiguous(memory_format=torch.channels_last)
 
-# %% ../../nbs/engine/06_loaders.ipynb #d68eb6e4
+# %% ../../nbs/engine/06_loaders.ipynb #59492693
 @patch
 def _resized(self:_DeviceWarp, x, size):
     return F.interpolate(x, size=(size, size), mode='bilinear', antialias=True)
@@ -302,7 +303,7 @@ def _grid(matrix, size):
     places = torch.stack([x, y, torch.ones_like(x)], -1) @ matrix.T
     return (places[..., :2]/places[..., 2:])[None]
 
-# %% ../../nbs/engine/06_loaders.ipynb #c020e1c3
+# %% ../../nbs/engine/06_loaders.ipynb #bd667214
 def _decode_on(files, device):
     how = torchvision.io.ImageReadMode.RGB
     return torchvision.io.decode_jpeg(files, mode=how, device=device) if files else []
@@ -319,7 +320,7 @@ def _warp_type(speed, device):
     print(f"Images are decoded by the workers: {device} can't ({why})")
     return OneWarp
 
-# %% ../../nbs/engine/06_loaders.ipynb #eff8bf3a
+# %% ../../nbs/engine/06_loaders.ipynb #bf683314
 @dataclass
 class Speed:
     "How images are read: `pets_dls(speed=Speed(cache=True))`"
@@ -340,7 +341,7 @@ class Speed:
         if self.fast and device.type == 'cpu' or current_process().daemon: return 0
         return min(8, defaults.cpus)
 
-# %% ../../nbs/engine/06_loaders.ipynb #59492693
+# %% ../../nbs/engine/06_loaders.ipynb #edf6fe3a
 def _open(source:Path|str|bytes|np.ndarray|Image.Image)->PILImage:
     return PILImage(load_image(source))
 
@@ -358,7 +359,7 @@ class _Split:
     def __init__(self, *parts): self.parts = [[*map(int, o)] for o in parts]
     def __call__(self, items): return self.parts
 
-# %% ../../nbs/engine/06_loaders.ipynb #5a01d542
+# %% ../../nbs/engine/06_loaders.ipynb #5ebe05f1
 def _block(images, split, size, augment, speed, device):
     "The chapter's `DataBlock`"
     if speed.fast or not augment:
@@ -375,7 +376,7 @@ def _block(images, split, size, augment, speed, device):
         get_y=_Labels(images), splitter=_Split(*split), item_tfms=item_tfms,
         batch_tfms=batch_tfms, dl_type=FastDL if speed.fast else None)
 
-# %% ../../nbs/engine/06_loaders.ipynb #70b16de9
+# %% ../../nbs/engine/06_loaders.ipynb #3ddd5d3d
 def _short_side(file):
     try:
         with Image.open(file) as im: return min(im.size)
@@ -392,7 +393,7 @@ def _check(**numbers):
         if value is not None and (int(value) != value or not least <= value <= most):
             raise ValueError(f'{name} is {value}; expected {least} to {most}')
 
-# %% ../../nbs/engine/06_loaders.ipynb #a3fc69be
+# %% ../../nbs/engine/06_loaders.ipynb #71285912
 def pets_dls(
     data=None, # An `ImageSet`, or a source as for `get_pets`
     size:int=None, # Side of the images, pixels; None: 224, 192 (small) or 80 (drawn)
@@ -421,7 +422,7 @@ def pets_dls(
     if verbose: print(_say(dls, split, seed, bs, size, workers))
     return dls
 
-# %% ../../nbs/engine/06_loaders.ipynb #bf683314
+# %% ../../nbs/engine/06_loaders.ipynb #87d7f1b9
 def _say(dls, split, seed, bs, size, workers):
     "What was chosen, in one line"
     names = 'training', 'validation', 'test'

@@ -87,7 +87,7 @@ def augmentation_matrix(
     return _matrices(square, 0, 0, 0, square, 0, 0, 0, 1) @ m @ _matrices(
         output, 0, 0, 0, output, 0, 0, 0, 1)
 
-# %% ../../nbs/engine/05_pipeline.ipynb #d9def3fe
+# %% ../../nbs/engine/05_pipeline.ipynb #0fe45f82
 def warp_image(
     pixels:np.ndarray, # uint8, shape (H, W, 3)
     matrix:np.ndarray, # From output to image, shape (3, 3); -1 and 1 are the edges
@@ -102,20 +102,20 @@ def warp_image(
         pixels, to_pixels @ matrix @ from_pixels, (size, size),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
 
-# %% ../../nbs/engine/05_pipeline.ipynb #0fe45f82
+# %% ../../nbs/engine/05_pipeline.ipynb #3a1634fa
 def _lighting_tables(brightness, contrast):
     "fastai's `Brightness` and `Contrast`, uint8 of shape (N, 256)"
     value = (torch.arange(256)/255).clamp(1e-7, 1 - 1e-7).logit()
     lit = torch.sigmoid((value + brightness.logit()[:, None])*contrast[:, None])
     return (lit*255).round().to(torch.uint8).numpy()
 
-# %% ../../nbs/engine/05_pipeline.ipynb #294e67d8
+# %% ../../nbs/engine/05_pipeline.ipynb #20ac2ca4
 def _jpeg(source):
     "Bytes and size of a plain, complete JPEG; None for anything else"
     with _open_regular(source) as f:
-        data = f.read(3)
-        if data != b'\xff\xd8\xff' or os.fstat(f.fileno()).st_size > 2**26: return
-        data += f.read()
+        if os.fstat(f.fileno()).st_size > 2**26: return
+        data = f.read()
+        if data[:3] != b'\xff\xd8\xff': return
     try:
         with Image.open(io.BytesIO(data), formats=['JPEG']) as im:
             if im.mode not in ('RGB', 'L') or im.getexif().get(0x0112, 1) != 1: return
@@ -140,7 +140,7 @@ def _decode(source, short=0):
         name = f'{shown(source)}: '*is_file
         raise ImageError(f'{name}{e}', e.kind) from None
 
-# %% ../../nbs/engine/05_pipeline.ipynb #ac08d787
+# %% ../../nbs/engine/05_pipeline.ipynb #1df1bcf5
 def _presize(pixels, k, short):
     "Reduce to a shorter side of `short` by averaging, where it pays"
     h,w = pixels.shape[:2]
@@ -157,7 +157,7 @@ def _square(pixels, k=1, x=0.5, y=0.5):
     shift = np.array([[1, 0, 2*(left%1)/side], [0, 1, 2*(top%1)/side], [0, 0, 1]])
     return pixels[int(top):int(top) + side, int(left):int(left) + side],shift
 
-# %% ../../nbs/engine/05_pipeline.ipynb #4b5eaa64
+# %% ../../nbs/engine/05_pipeline.ipynb #9b374d46
 def _each(f, items):
     "Call `f(i, item)` for each item, on as many threads as PyTorch computes with"
     threads = min(len(items), torch.get_num_threads())
@@ -169,7 +169,7 @@ def _each(f, items):
             return list(pool.map(f, range(len(items)), items))
     finally: cv2.setNumThreads(before)
 
-# %% ../../nbs/engine/05_pipeline.ipynb #513cb8ca
+# %% ../../nbs/engine/05_pipeline.ipynb #37d2b074
 class OneWarp(RandTransform):
     "The chapter's `Resize`, augmentation and crop in one interpolation per image"
     split_idx,order = None,1
@@ -190,7 +190,7 @@ class OneWarp(RandTransform):
     def encodes(self, x:Image.Image):
         return TensorImage(self.batch([x], self.random)[0])
 
-# %% ../../nbs/engine/05_pipeline.ipynb #9813ae8f
+# %% ../../nbs/engine/05_pipeline.ipynb #b17db6e5
 @patch
 def presized(self:OneWarp, source):
     "The whole image as large as needed, and by how much it was reduced"
@@ -218,7 +218,7 @@ def augmented(self:OneWarp, sources, params, out):
         cv2.LUT(x, tables[i], dst=out[i])
     _each(one, sources)
 
-# %% ../../nbs/engine/05_pipeline.ipynb #0487b49f
+# %% ../../nbs/engine/05_pipeline.ipynb #9ace1e3e
 @patch
 def batch(self:OneWarp,
     sources, # Files, or anything else that `load_image` takes
