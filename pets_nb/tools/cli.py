@@ -60,7 +60,7 @@ def _weights(text):
         if os.path.isfile(os.path.join(text, o)): return os.path.join(text, o)
     return _place('file', 'default', 'none')(text)
 
-# %% ../../nbs/tools/03_cli.ipynb #cc805832
+# %% ../../nbs/tools/03_cli.ipynb #d8ac5e01
 _HELP = dict(line.split(None, 1) for line in """\
 images      image files, folders, patterns such as '*.jpg', or - for names on stdin
 data        a folder of images, 'oxford' or 'drawn'; default: see `pets_nb data`
@@ -88,7 +88,7 @@ json        print JSON
 csv         also write the table to this CSV file
 clear_cache remove the cached pixels
 runs        names of runs, separated by commas; default: all
-what        names of measurements, separated by commas; default: all but the longest
+what        input, cache, training, evaluation, memory, recipes, peers, with commas
 turns       turns of the two sides, each with another seed
 debug       show the traceback of an error""".splitlines())
 
@@ -165,13 +165,13 @@ def _resumed(folder):
     a.out = a.resume = folder
     return a
 
-# %% ../../nbs/tools/03_cli.ipynb #1f166a6b
+# %% ../../nbs/tools/03_cli.ipynb #10ad3206
 class _Progress:
     "One bar for the current phase, and a table that grows by epoch, on stderr"
     shown = 0
     def __enter__(self):
         from rich import console, progress as p
-        self.console = console.Console(stderr=True)
+        self.console = console.Console(stderr=True, force_jupyter=False)
         columns = p.BarColumn(),p.MofNCompleteColumn(),p.TimeRemainingColumn()
         self.bar = p.Progress('{task.description}', *columns, console=self.console,
             transient=True, disable=not self.console.is_terminal)
@@ -332,7 +332,7 @@ def _report(learn, folder, a, held):
     _draw(folder, files, pairs, sure, list(learn.dls.vocab))
     (folder/'report.txt').write_text(text+'\n', encoding='utf-8', errors='replace')
 
-# %% ../../nbs/tools/03_cli.ipynb #b08c47ea
+# %% ../../nbs/tools/03_cli.ipynb #84277107
 def _data_of(a):
     "The images to train on, and sets to test on: what they are, files, labels"
     from pets_nb.engine.sources import find_images
@@ -353,7 +353,10 @@ def _data_of(a):
 def _decide(a, learn):
     "Fill in what the data decided, so that the run can be repeated exactly"
     dls,images = learn.dls,learn.dls.images
-    a.arch,a.bs,a.size = learn.model.arch,dls.bs,dls.one_batch()[0].shape[-1]
+    a.arch,a.bs,a.size = learn.model.arch,dls.bs,dls.valid.warp.size
+    low,high = learn.model.sizes
+    if not low<=a.size<=(high or a.size): raise ValueError(
+        f"{a.arch} takes images of {high or f'at least {low}'} px: say --size {low}")
     if a.data is None: a.data = 'drawn' if images.drawn else str(images.root)
     small = a.arch=='small_network'
     if a.epochs is None: a.epochs = 3 if small else 4
@@ -428,7 +431,7 @@ def _train(a):
         _report(learn, folder, a, held)
         shutil.rmtree(folder/'checkpoints', ignore_errors=True)
 
-# %% ../../nbs/tools/03_cli.ipynb #ee16d072
+# %% ../../nbs/tools/03_cli.ipynb #837ecea7
 def _names(words):
     "The files that `words` stand for"
     from pets_nb.engine.files import list_images
@@ -446,8 +449,8 @@ def _model(folder):
     if folder: return Path(folder, 'model' if os.path.isdir(f'{folder}/model') else '')
     found = list(_RUNS.glob('*/model/model.json'))
     if found: return max(found, key=lambda o: o.stat().st_mtime_ns).parent
-    raise FileNotFoundError(f"no saved model under {_RUNS.resolve()}: run pets_nb train "
-                            "or name a model, --model FOLDER")
+    raise FileNotFoundError(f"no saved model under {_RUNS.resolve()}: run `pets_nb "
+                            "train`, or name one with --model FOLDER")
 
 # %% ../../nbs/tools/03_cli.ipynb #833dca06
 def _predict(a):
@@ -473,16 +476,18 @@ def _print_answers(found):
         for p in o.get('predictions', []):
             print(f"{o['file']:{wide}}  {p['probability']:6.1%}  {p['class']}{doubt}")
 
-# %% ../../nbs/tools/03_cli.ipynb #7ef68e9d
+# %% ../../nbs/tools/03_cli.ipynb #370d52e0
 def _audit(a):
     "Look into every image file: what it really is, and whether it can be used"
     from pets_nb.engine.audit import audit
+    from pets_nb.engine.files import IMAGE_SUFFIXES
     from pets_nb.engine.sources import get_pets
     _working()
     found = audit(get_pets(a.data))
     print(found, found.summary.to_string(), sep='\n')
     if a.csv: found.table.to_csv(a.csv, index=False)
-    return int((found.table.decision=='left out').any())
+    lost = found.table.file[found.table.decision=='left out']
+    return int(lost.str.lower().str.endswith(IMAGE_SUFFIXES).any())
 
 def _data(a):
     "Say which images a training would use, and how they are labelled"
@@ -501,7 +506,7 @@ def _caches(clear):
     print(f"{len(files)} caches of pixels{' removed' if clear else ''}, "
           f"{size/2**20:,.0f} MiB, in {folder}")
 
-# %% ../../nbs/tools/03_cli.ipynb #862e4c30
+# %% ../../nbs/tools/03_cli.ipynb #509e24a3
 def _chapter(a):
     "Repeat the training runs of the book chapter, beside the published figures"
     from pets_nb.tools.chapter import run_chapter
@@ -509,14 +514,16 @@ def _chapter(a):
     table = run_chapter(a.data, a.out, a.runs, a.arch, a.size, a.weights, [a.seed],
                         a.bs, a.precision, a.split, a.workers)
     print(f"\n{table.to_string(na_rep='')}\n\nErrors in percent. The records are in "
-          f"{a.out}: the same command does only what is missing there.")
+          f"{a.out}: the same command does only what is missing.")
 
 def _benchmark(a):
     "Time this library's recipes against the chapter's, taking turns"
     from pets_nb.tools.benchmarks import run_benchmark
     _working()
+    run_benchmark(a.what, a.data, a.out, a.arch, a.weights, a.size, a.turns)
+    print(f"The records are in {a.out}: the same command does only what is missing.")
 
-# %% ../../nbs/tools/03_cli.ipynb #b6ac2977
+# %% ../../nbs/tools/03_cli.ipynb #095561ac
 _COMMANDS = dict(
     train=(_train, 'data labels pattern arch weights size epochs lr bs seed precision '
                    'split valid_pct test cache workers on_device out resume', {}),
@@ -526,7 +533,7 @@ _COMMANDS = dict(
     chapter=(_chapter, 'data runs arch weights size seed bs precision split workers out',
         dict(arch='small_network', size=96, split='chapter', out='chapter_runs')),
     benchmark=(_benchmark, 'data what arch weights size turns out',
-        dict(arch='resnet18', size=224, out='benchmarks')))
+        dict(arch='resnet18', size=224, what='training', out='benchmarks')))
 
 class _Parser(argparse.ArgumentParser):
     "A parser whose complaints are one line"
@@ -591,7 +598,7 @@ def _run(argv):
         _complain(e if known and str(e) else words)
         return 2 if known else 3
 
-# %% ../../nbs/tools/03_cli.ipynb #deec8f96
+# %% ../../nbs/tools/03_cli.ipynb #471347e1
 def main(
     argv:list=None, # Arguments; None: those of the process
 )->int: # 0 done, 1 unusable images, 2 wrong input, 3 our fault, 130 or 143 stopped
@@ -607,6 +614,8 @@ def main(
         except KeyboardInterrupt:
             _complain('interrupted')
             return _stop['status'] or 130
-        except BrokenPipeError:
-            for n in (1, 2): os.dup2(os.open(os.devnull, os.O_WRONLY), n)
-            return 141
+        except OSError as e:
+            closed = isinstance(e, BrokenPipeError)
+            if not closed: _complain(f"the output can't be written: {e}")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 141 if closed else 2
