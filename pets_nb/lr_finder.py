@@ -16,13 +16,13 @@ from fastai.torch_core import set_seed
 from fastcore.basics import patch, store_attr
 from .engine.learner import quiet, restored
 
-# %% ../nbs/06_lr_finder.ipynb #1f475c83
+# %% ../nbs/06_lr_finder.ipynb #cc4ac464
 class RateSweep(Callback):
     "Raise the rate before each batch, note the loss after it, stop when it explodes"
     order,run_valid,name = 60,False,'lr_finder'
     def __init__(self, start=1e-7, end=10., num_it=100, stop_div=True, beta=0.98):
         store_attr()
-        self.rows,self.average,self.best,self.stopped = [],torch.tensor(0.),math.inf,''
+        self.rows,self.average,self.stopped = [],torch.tensor(0.),''
 
     def before_batch(self):
         self.rate = self.start*(self.end/self.start)**(len(self.rows)/self.num_it)
@@ -30,20 +30,20 @@ class RateSweep(Callback):
 
     def before_validate(self): raise CancelValidException()
 
-# %% ../nbs/06_lr_finder.ipynb #75fcccc2
+# %% ../nbs/06_lr_finder.ipynb #50be736a
 @patch
 def after_batch(self:RateSweep):
     loss = self.learn.loss.detach().float().mean().cpu()
     self.average = torch.lerp(loss, self.average, self.beta)
     smooth = (self.average/(1-self.beta**(len(self.rows)+1))).item()
     self.rows.append((float(np.ravel(self.rate)[-1]), loss.item(), smooth))
-    self.best = min(self.best, smooth)
     if not math.isfinite(smooth): self.stopped = f'the loss became {smooth}'
-    elif self.stop_div and smooth>4*self.best: self.stopped = 'the loss exploded'
+    elif self.stop_div and smooth>4*min(o[2] for o in self.rows):
+        self.stopped = 'the loss exploded'
     elif len(self.rows)==self.num_it: self.stopped = f'all {self.num_it} batches used'
     if self.stopped: raise CancelFitException()
 
-# %% ../nbs/06_lr_finder.ipynb #3938dbb4
+# %% ../nbs/06_lr_finder.ipynb #06e7ae48
 def sweep_rates(
     learn:Learner, # Put back exactly as it was, even if the sweep is interrupted
     start_lr:float=1e-7, # First rate; a list has one for each parameter group
@@ -56,15 +56,14 @@ def sweep_rates(
     n,rates = len(learn.dls.train),[np.array(o, float) for o in (start_lr, end_lr)]
     if any(o.ndim>1 or not ((o>0) & np.isfinite(o)).all() for o in rates) or num_it<1:
         raise ValueError(f'{start_lr=}, {end_lr=}, {num_it=}: expected numbers above 0')
-    if not n: raise ValueError(f'no full batch of {learn.dls.train.bs}: use a smaller bs')
+    if not n: raise ValueError(f'no batch of {learn.dls.train.bs}: use a smaller bs')
     sweep = RateSweep(*rates, num_it, stop_div)
     with restored(learn), quiet(learn):
         if seed is not None:
             set_seed(seed := random.Random(f'sweep {seed}').randrange(2**32))
             learn.dls.train.rng = random.Random(seed)
         learn.fit(num_it//n+1, cbs=sweep)
-    rows = pd.DataFrame(sweep.rows, columns=['lr','loss','smooth_loss'])
-    return RateCurve(rows, num_it, sweep.stopped)
+    return RateCurve(pd.DataFrame(sweep.rows, columns=_columns), num_it, sweep.stopped)
 
 # %% ../nbs/06_lr_finder.ipynb #79af0d15
 def _minimum(lrs, losses): return lrs[losses.argmin()].item()/10
@@ -107,11 +106,11 @@ def _fall(h, first, last, beta=.98):
     k = np.array([first+1, first+low+1])
     return v[0]-v[low],np.hypot(*sd*np.sqrt((1-beta)/(1+beta)*(1+beta**k)/(1-beta**k)))
 
-# %% ../nbs/06_lr_finder.ipynb #ca32c9e4
+# %% ../nbs/06_lr_finder.ipynb #d0ecf858
 def _problem(h, first, last, early):
     "Why a history allows no suggestion, and what to do"
     v = h.smooth_loss.to_numpy()[first:last]
-    start,few = h.loss.iloc[0],'a smaller start_lr' if early else 'more batches (num_it)'
+    start,few = h.loss.iloc[0],'a smaller start_lr' if early else 'a larger num_it'
     if not np.isfinite(h.smooth_loss.iloc[0]): return f'the loss starts at {start}'
     if len(v)<25: return f'only {len(v)} of 25 necessary points can be used: use {few}'
     if np.ptp(v)<=.005*abs(v[0]): return 'the loss hardly changes: is anything trained?'
@@ -121,7 +120,9 @@ def _problem(h, first, last, early):
         return f'the loss falls by {fall:.2g}, and chance may do {4*error:.2g}'
     if v.argmin()==len(v)-1 and not early: return 'it still falls: use a larger end_lr'
 
-# %% ../nbs/06_lr_finder.ipynb #493ca623
+# %% ../nbs/06_lr_finder.ipynb #09ab7324
+_columns = ['lr','loss','smooth_loss']
+
 class RateCurve:
     "The losses of a sweep, and what the four rules read from them"
     def __init__(self,
@@ -129,7 +130,7 @@ class RateCurve:
         num_it:int=None, # Batches that were planned; None: as many as `history` has
         stopped:str='', # Why the sweep ended
     ):
-        none = [o for o in ('lr','loss','smooth_loss') if o not in history]
+        none = [o for o in _columns if o not in history]
         if none or not len(history): raise ValueError(f"no {', '.join(none) or 'rows'}")
         self.history,self.num_it,self.stopped = history,num_it or len(history),stopped
         bad = np.flatnonzero(~np.isfinite(history.smooth_loss))
@@ -137,7 +138,7 @@ class RateCurve:
         used = slice(self.num_it//10, max(0, end))
         early = len(history)<self.num_it or len(bad)>0
         self.problem = _problem(history, used.start, used.stop, early)
-        table = torch.tensor(history.to_numpy()[used], dtype=torch.float32)
+        table = torch.tensor(history[_columns].to_numpy()[used], dtype=torch.float32)
         self.lrs,self.losses = table[:,0],table[:,2]
 
 # %% ../nbs/06_lr_finder.ipynb #9cbe4ea9

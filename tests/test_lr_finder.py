@@ -205,7 +205,7 @@ def test_bad_rates(name, rate):
 
 def test_bad_arguments():
     with pytest.raises(ValueError, match='num_it=0'): sweep_rates(make(fit=0), num_it=0)
-    with pytest.raises(ValueError, match='no full batch of 64'): sweep_rates(make(n=9, bs=64, fit=0))
+    with pytest.raises(ValueError, match='no batch of 64'): sweep_rates(make(n=9, bs=64, fit=0))
     with pytest.raises(ValueError, match='no smooth_loss'): RateCurve(pd.DataFrame({'lr': [1.], 'loss': [1.]}))
     with pytest.raises(ValueError, match='no rows'): RateCurve(pd.DataFrame(columns=['lr','loss','smooth_loss']))
 
