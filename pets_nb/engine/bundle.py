@@ -341,14 +341,12 @@ _min_side = 8 # pixels; nothing can be recognised in a smaller image
 
 def _square_pixels(source, about):
     "An image of any kind as uint8 (size, size, 3); `ImageError` says why not"
-    from pets_nb.engine.pipeline import OneWarp, _decode, _presize
-    warp,fast = OneWarp(about['size'], augment=False),about['resampling'] == 'one warp'
-    x,k = _decode(source, warp.short if fast else 0)
-    h,w = x.shape[:2]
-    if k*min(h, w) < _min_side: raise ImageError(f'{w} x {h} pixels: too small')
-    if not fast: return _fastai_pixels(x, about['size'], about['item_size'])
-    warp.presized = lambda source: _presize(x, k, warp.short)
-    return warp.middle(source)
+    from pets_nb.engine.pixels import _decode, _view
+    size,fast = about['size'],about['resampling'] == 'one warp'
+    x,side = _view(source, size) if fast else (_decode(source)[0], math.inf)
+    side = min(side, *x.shape[:2])
+    if side < _min_side: raise ImageError(f'{side} pixels high or wide: too small')
+    return x if fast else _fastai_pixels(x, size, about['item_size'])
 
 def _fastai_pixels(x, size, item_size):
     "As `Resize(item_size)` and the crop of `aug_transforms` on a validation image"
