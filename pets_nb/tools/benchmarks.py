@@ -7,7 +7,7 @@ Docs: https://pets-nb.github.io/pets_nb/tools/benchmarks.html.md"""
 # %% auto #0
 __all__ = ['run_benchmark']
 
-# %% ../../nbs/tools/02_benchmarks.ipynb #91960ada
+# %% ../../nbs/tools/02_benchmarks.ipynb #859245c8
 import contextlib
 import io
 import json
@@ -20,6 +20,14 @@ import time
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from ..engine.features import get_features, head_first
+from ..engine.files import load_image, write_json
+from ..engine.learner import (bf16_is_fast, get_logits, partial_fine_tune,
+                                    pets_learner, quiet)
+from ..engine.loaders import Speed, pets_dls
+from ..engine.networks import network
+from ..engine.sources import find_images
+from .experiments import _data, _machine
 import numpy as np
 import pandas as pd
 import torch
@@ -31,14 +39,6 @@ from fastai.torch_core import set_seed
 from fastai.vision.all import (ImageBlock, Resize, aug_transforms, imagenet_stats,
                                vision_learner)
 import torchvision
-from ..engine.features import get_features, head_first
-from ..engine.files import load_image, write_json
-from ..engine.learner import (bf16_is_fast, get_logits, partial_fine_tune,
-                                    pets_learner, quiet)
-from ..engine.loaders import Speed, pets_dls
-from ..engine.networks import network
-from ..engine.sources import find_images
-from .experiments import _data, _machine
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #aebdee61
 def _alternate(sides, turns):

@@ -90,7 +90,7 @@ def run_chapter(
                    images, dict(settings, precision=precision), folder, verbose)
     return chapter_table('chapter', folder)
 
-# %% ../../nbs/tools/01_chapter.ipynb #a01833fa
+# %% ../../nbs/tools/01_chapter.ipynb #c452b0a6
 def chapter_table(
     name:str='chapter', # Name of the experiment
     folder:Path=None, # Folder of the records; default: the book's
@@ -101,11 +101,16 @@ def chapter_table(
     for _,run in read_records(name, folder).iterrows():
         h = pd.DataFrame(run.history)
         frozen,error = h.frozen.astype(bool),100*h.error_rate
-        rows.append({'run': keys[run.recipe], 'frozen': error[frozen].iloc[-1],
+        arch = run.get('arch') or ''
+        key = keys[run.recipe.removeprefix(f'{arch}, ')]
+        rows.append({'arch': arch, 'run': key, 'frozen': error[frozen].iloc[-1],
                      'final': error.iloc[-1], 'best': error.min(),
                      's/epoch': h.seconds[~frozen].mean()})
-    groups = pd.DataFrame(rows).groupby('run')
+    groups = pd.DataFrame(rows).groupby(['arch','run'], sort=False)
     ours = groups.mean().assign(sd=groups.final.std(), seeds=groups.size())
     ours = ours[['frozen','final','sd','best','seeds','s/epoch']]
-    both = pd.concat(dict(published=_PUBLISHED, ours=ours), axis=1)
-    return both.loc[[o for o in _RUNS if o in ours.index]].round(2)
+    archs = list(dict.fromkeys(o['arch'] for o in rows))
+    order = [(a,o) for a in archs for o in _RUNS if (a,o) in ours.index]
+    ours,published = ours.loc[order],_PUBLISHED.loc[[o for _,o in order]]
+    both = pd.concat(dict(published=published.set_index(ours.index), ours=ours), axis=1)
+    return (both if len(archs)>1 else both.droplevel('arch')).round(2)
