@@ -110,3 +110,18 @@ def test_the_table_of_recorded_runs(tmp_path):
     table = chapter_table('chapter', tmp_path)
     assert list(table.index)==['two-epochs','slice-12'] and table.ours.loc['two-epochs'].tolist()==[20., 15., 0., 10., 2., 5.]
     assert table.published.final.tolist()==[8.05, 5.41]
+
+def test_records_are_fetched_where_the_book_is_not_at_hand(tmp_path, monkeypatch):
+    "On Colab only the package is installed: the records come from the repository, once"
+    from pets_nb.tools import experiments
+    calls = []
+    def fetched(url, dest, **kwargs):
+        calls.append(url)
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        dest.write_text('{"runs": [{"recipe": "a", "seed": 1, "error": 0.25}]}')
+        return dest
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiments, 'download', fetched)
+    monkeypatch.setattr(experiments, 'config_folder', lambda kind: tmp_path/'data')
+    assert experiments.read_records('chapter-112').error.tolist() == [0.25]
+    assert calls == ['https://raw.githubusercontent.com/pets-nb/pets_nb/main/nbs/explanations/experiments/chapter-112.json']

@@ -21,7 +21,8 @@ from pathlib import Path
 import filelock
 import numpy as np
 import pandas as pd
-from ..engine.files import write_json
+from ..engine.download import download
+from ..engine.files import config_folder, write_json
 
 # %% ../../nbs/tools/00_experiments.ipynb #77bb7bf5
 def _version(name):
@@ -138,12 +139,21 @@ def run_experiment(
     return table.reset_index(drop=True)
 
 # %% ../../nbs/tools/00_experiments.ipynb #0105a710
+_RAW = 'https://raw.githubusercontent.com/pets-nb/pets_nb/main'
+
+def _published(name):
+    "A file of the book's records, fetched once, where the book is not at hand (on Colab)"
+    folder = config_folder('data')/'pets_nb-experiments'
+    return download(f'{_RAW}/nbs/explanations/experiments/{name}', folder/name, progress=False)
+
 def read_records(
     name:str, # Name of the experiment
     folder:Path=None, # Folder of the records; default: the book's
 )->pd.DataFrame: # `recipe`, `seed`, `error`, `right` (bool arrays) and what else is kept
     "The runs of an experiment, for `compare`; `FileNotFoundError` if there are none"
     file = _file(name, folder)
+    if folder is None and file.parent==Path('experiments') and not file.is_file():
+        file = _published(file.name)
     found = _load(file)
     if not found['runs']: raise FileNotFoundError(f'no runs of {name} in {file}')
     table = pd.DataFrame(found['runs'])
