@@ -7,7 +7,7 @@ Docs: https://pets-nb.github.io/pets_nb/engine/bundle.html.md"""
 # %% auto #0
 __all__ = ['BUNDLE_SCHEMA', 'save_bundle', 'Predictor']
 
-# %% ../../nbs/engine/11_bundle.ipynb #e74cded8
+# %% ../../nbs/engine/11_bundle.ipynb #819130ab
 import hashlib, html, json, math, os, platform, re, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
@@ -22,7 +22,7 @@ from safetensors.torch import load as tensors_from_bytes, save as tensors_to_byt
 from .files import (ImageError, atomic_path, config_folder, list_images,
                                   shown, write_json)
 
-# %% ../../nbs/engine/11_bundle.ipynb #7f0c1dc9
+# %% ../../nbs/engine/11_bundle.ipynb #99d85b22
 def _number(low, high): return dict(type='number', minimum=low, maximum=high)
 def _whole(low, high): return dict(type='integer', minimum=low, maximum=high)
 def _text(pattern='', length=200):
@@ -52,7 +52,7 @@ BUNDLE_SCHEMA = {'$schema': 'https://json-schema.org/draft/2020-12/schema',
         history=dict(type='array', items=_record()), saved=_text(),
         weights=_record('sha256', sha256=_text('^[0-9a-f]{64}$')))}
 
-# %% ../../nbs/engine/11_bundle.ipynb #5391286e
+# %% ../../nbs/engine/11_bundle.ipynb #f2588a19
 _types = dict(object=dict, array=list, string=str, number=(int, float), integer=int)
 
 def _faults(data, schema, at='it'):
@@ -73,7 +73,7 @@ def _faults(data, schema, at='it'):
     known = {k: o for k,o in schema.get('properties', {}).items() if k in data}
     return found + [f for k,o in known.items() for f in _faults(data[k], o, k)]
 
-# %% ../../nbs/engine/11_bundle.ipynb #dcb6eb20
+# %% ../../nbs/engine/11_bundle.ipynb #e6a49dd5
 def _text_faults(data, schema, at):
     low,high = schema.get('minLength', 0),schema.get('maxLength', math.inf)
     if not low <= len(data) <= high: return [f'{at} has {len(data)} characters']
@@ -89,7 +89,7 @@ def _list_faults(data, schema, at):
         found = [f'{at} has entries that are repeated']
     return found[:3]
 
-# %% ../../nbs/engine/11_bundle.ipynb #229b7f3b
+# %% ../../nbs/engine/11_bundle.ipynb #38d525e5
 def _temperature(logits, y):
     "The temperature with the lowest cross-entropy"
     from scipy.optimize import minimize_scalar
@@ -113,7 +113,7 @@ def _metrics(logits, y, temperature):
     return dict(set='validation', n=n, error=wrong/n, error_low=ends.low,
                 error_high=ends.high, loss=before, loss_calibrated=after)
 
-# %% ../../nbs/engine/11_bundle.ipynb #a1776da4
+# %% ../../nbs/engine/11_bundle.ipynb #17b368c5
 def _judged(learn):
     "Metrics, temperature and threshold, from the validation set"
     from pets_nb.engine.learner import get_logits
@@ -136,7 +136,7 @@ def _fingerprint(dls):
     return dict(train=len(dls.train_ds), valid=len(dls.valid_ds),
                 fingerprint=hashlib.sha256(text).hexdigest())
 
-# %% ../../nbs/engine/11_bundle.ipynb #245fc5d6
+# %% ../../nbs/engine/11_bundle.ipynb #8c529f02
 def _views(dls):
     "How an image of the validation set becomes the network's input"
     fs = [*dls.valid.after_item.fs, *dls.valid.after_batch.fs]
@@ -158,7 +158,7 @@ def _library(arch):
     name = 'torchvision' if arch in list_models(module=torchvision.models) else 'timm'
     return dict(name=name, version=version(name))
 
-# %% ../../nbs/engine/11_bundle.ipynb #b52cc10b
+# %% ../../nbs/engine/11_bundle.ipynb #2208cf8f
 def _about(learn, extra):
     "Everything that is no weight, as plain data"
     model = learn.model
@@ -177,7 +177,7 @@ def _about(learn, extra):
                       **{o: version(o) for o in libraries}),
         saved=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
-# %% ../../nbs/engine/11_bundle.ipynb #85dcdffc
+# %% ../../nbs/engine/11_bundle.ipynb #66537eb5
 def _card(about):
     "A model card in Markdown"
     m,data,none = (about.get(o) or {} for o in ('metrics', 'data', 'none_of_these'))
@@ -200,7 +200,7 @@ def _card(about):
         json.dumps(about['recipe'], indent=1, default=str), '```', '']
     return '\n'.join(parts)
 
-# %% ../../nbs/engine/11_bundle.ipynb #31a6e1a1
+# %% ../../nbs/engine/11_bundle.ipynb #eabbfeeb
 def _write(folder, about, weights):
     "Write the three files, all or none"
     folder = Path(folder).expanduser()
@@ -215,7 +215,7 @@ def _write(folder, about, weights):
                 f.write(data); f.flush(); os.fsync(f.fileno())
     return folder
 
-# %% ../../nbs/engine/11_bundle.ipynb #eca0ba8f
+# %% ../../nbs/engine/11_bundle.ipynb #041948f5
 def save_bundle(
     learn, # A trained learner from `pets_learner`
     folder:str|Path, # A folder that doesn't exist yet, or is empty
@@ -237,7 +237,7 @@ def save_bundle(
     if faults: raise ValueError(f"this model can't be saved: {'; '.join(faults[:5])}")
     return _write_somewhere(folder, about, weights)
 
-# %% ../../nbs/engine/11_bundle.ipynb #3cff51be
+# %% ../../nbs/engine/11_bundle.ipynb #d730ae39
 def _write_somewhere(folder, about, weights):
     "Write to `folder`, or else to the first other place that works"
     spare = f'{folder.name}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}'
@@ -252,7 +252,7 @@ def _write_somewhere(folder, about, weights):
     if why: print(f'{why[0]}. The model is in {shown(done)} instead', file=sys.stderr)
     return done
 
-# %% ../../nbs/engine/11_bundle.ipynb #bccbc020
+# %% ../../nbs/engine/11_bundle.ipynb #4bf167d8
 def _refuse(folder, why):
     raise ValueError(f'{shown(folder)} holds no usable model: {why}')
 
@@ -284,7 +284,7 @@ def _from_format_1(old):
         'resampling': 'one warp' if get('one_reading') else 'fastai',
         **{k: old[k] for k in same if k in old}}
 
-# %% ../../nbs/engine/11_bundle.ipynb #93a0b20f
+# %% ../../nbs/engine/11_bundle.ipynb #e8d714f7
 def _misfits(folder, model):
     "What in the header of the weights file does not fit `model`"
     try:
@@ -302,7 +302,7 @@ def _misfits(folder, model):
             faults.append(f'{k} is {dtype} {shape}, expected {list(own[k].shape)}')
     return faults
 
-# %% ../../nbs/engine/11_bundle.ipynb #504f07f2
+# %% ../../nbs/engine/11_bundle.ipynb #130eab23
 def _load_model(folder, about):
     "The network that the words describe, with its weights"
     from pets_nb.engine.networks import network
@@ -324,7 +324,7 @@ def _load_model(folder, about):
     if bad: _refuse(folder, f'{len(bad)} tensors are not finite, such as {bad[0]}')
     return _filled(model, state, about, build)
 
-# %% ../../nbs/engine/11_bundle.ipynb #649bc816
+# %% ../../nbs/engine/11_bundle.ipynb #c24aa13e
 def _filled(model, state, about, build):
     "`model` with its weights; built anew if it has numbers that are not in the file"
     model.load_state_dict(state, assign=True)
@@ -336,7 +336,7 @@ def _filled(model, state, about, build):
         setattr(model, k, torch.tensor(about[k]).float().view(1, -1, 1, 1))
     return model.eval().requires_grad_(False)
 
-# %% ../../nbs/engine/11_bundle.ipynb #0c2f677e
+# %% ../../nbs/engine/11_bundle.ipynb #d333f03b
 _min_side = 8 # pixels; nothing can be recognised in a smaller image
 
 def _square_pixels(source, about):
@@ -357,7 +357,7 @@ def _fastai_pixels(x, size, item_size):
         x = RandomResizedCropGPU(size)(TensorImage(x).float()[None], split_idx=1)[0]
     return x.permute(1, 2, 0).numpy()
 
-# %% ../../nbs/engine/11_bundle.ipynb #b2edf77c
+# %% ../../nbs/engine/11_bundle.ipynb #dbf56416
 def _name(item, i):
     "What to call an item in the answer"
     return shown(item) if isinstance(item, (str, os.PathLike)) else f'image {i}'
@@ -377,7 +377,7 @@ def _files_in(folder):
     except OSError as e: files = [ImageError(f'{shown(folder)}: {e.strerror}')]
     yield from files or [ImageError(f'{shown(folder)}: a folder without images')]
 
-# %% ../../nbs/engine/11_bundle.ipynb #2a2c71d4
+# %% ../../nbs/engine/11_bundle.ipynb #8fd2f3f2
 class _Predictions:
     "Answers in the order of the images; `.errors` has a reason for each without one"
     def __init__(self, results): self.results = results # a dictionary for each image
@@ -407,7 +407,7 @@ class _Predictions:
         table = self.table.to_html(index=False, float_format='{:.3f}'.format)
         return table + ''.join(f'<p>{o}</p>' for o in bad)
 
-# %% ../../nbs/engine/11_bundle.ipynb #eff8e92a
+# %% ../../nbs/engine/11_bundle.ipynb #911af137
 class Predictor:
     "A saved model that names what is in images; `ValueError` for an unusable bundle"
     def __init__(self,
@@ -442,7 +442,7 @@ class Predictor:
             return str(e).removeprefix(f'{_name(item, 0)}: ')
         except Exception as e: return f'{type(e).__name__}: {e}'
 
-# %% ../../nbs/engine/11_bundle.ipynb #2db68f4c
+# %% ../../nbs/engine/11_bundle.ipynb #697e20e7
 @patch
 def predict(self:Predictor,
     items, # A path, bytes, a PIL image, an array, a folder, or an iterable of these
@@ -461,7 +461,7 @@ def predict(self:Predictor,
             results += self._answers(names, ready, top, calibrated)
     return _Predictions(results)
 
-# %% ../../nbs/engine/11_bundle.ipynb #57caa23d
+# %% ../../nbs/engine/11_bundle.ipynb #ceca0d14
 @patch
 def _answers(self:Predictor, names, ready, top, calibrated):
     "One dictionary for each image of a batch"

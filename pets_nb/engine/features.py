@@ -7,7 +7,7 @@ Docs: https://pets-nb.github.io/pets_nb/engine/features.html.md"""
 # %% auto #0
 __all__ = ['get_features', 'LinearHead', 'fit_head', 'head_first']
 
-# %% ../../nbs/engine/10_features.ipynb #8158c3e8
+# %% ../../nbs/engine/10_features.ipynb #faee2976
 import math, time
 from contextlib import contextmanager
 import numpy as np, torch, torch.nn.functional as F
@@ -17,7 +17,7 @@ from fastai.learner import Learner
 from fastcore.foundation import L
 from .learner import get_logits, partial_fine_tune, quiet
 
-# %% ../../nbs/engine/10_features.ipynb #b2878b81
+# %% ../../nbs/engine/10_features.ipynb #c195996c
 def _last_linear(model):
     "Name of the one linear layer of the model's head"
     found = [n for n,m in model.named_modules()
@@ -44,7 +44,7 @@ def _headless(model, mirror):
         model.set_submodule(name, linear)
         model[0] = body
 
-# %% ../../nbs/engine/10_features.ipynb #b5eb8a6a
+# %% ../../nbs/engine/10_features.ipynb #7242c56a
 def get_features(
     learn:Learner, # From `pets_learner`, with its linear head; left as it is
     dl=None, # A loader, taken as it is, or files; None: the training set, not augmented
@@ -56,7 +56,7 @@ def get_features(
         dl = learn.dls.test_dl(list(items), with_labels=labels)
     with _headless(learn.model, mirror): return get_logits(learn, dl)
 
-# %% ../../nbs/engine/10_features.ipynb #59d01466
+# %% ../../nbs/engine/10_features.ipynb #054b95ec
 def _descend(x, y, n, l2, w=None, tol=1e-4):
     "Weights and bias, (n, D+1), that minimise the penalised cross-entropy, from `w` on"
     w = (x.new_zeros(n, x.shape[1]+1) if w is None else w.clone()).requires_grad_()
@@ -71,7 +71,7 @@ def _descend(x, y, n, l2, w=None, tol=1e-4):
     with torch.enable_grad(): opt.step(loss)
     return w.detach()
 
-# %% ../../nbs/engine/10_features.ipynb #098afd3d
+# %% ../../nbs/engine/10_features.ipynb #db97c822
 _penalties = [10**(-o/2) for o in range(9)] # 1, 0.3, ..., 0.0001
 
 def _folds(y, k, seed=0):
@@ -98,7 +98,7 @@ def _choose_l2(x, y, n):
     losses = [_held_out_losses(x, y, fold==o, n) for o in range(n_folds)]
     return _penalties[int(np.argmin(np.mean(losses, 0)))]
 
-# %% ../../nbs/engine/10_features.ipynb #e4ff287f
+# %% ../../nbs/engine/10_features.ipynb #2c3e9f7e
 class LinearHead(nn.Linear):
     "A linear layer from `fit_head`, with its penalty `.l2` and training loss `.loss`"
     l2,loss = math.nan,math.nan
@@ -127,7 +127,7 @@ def fit_head(
     head.l2,head.loss = l2,F.cross_entropy(head(x), y).item()
     return head.requires_grad_(True)
 
-# %% ../../nbs/engine/10_features.ipynb #0f4006b7
+# %% ../../nbs/engine/10_features.ipynb #20920fc7
 class _KeepNorm(Callback):
     "Leave the statistics of all batch normalisation as they are"
     def before_train(self):
@@ -152,7 +152,7 @@ def _tune(learn, row, epochs, lr, first, cbs=None, **kwargs):
     print(f'Fine-tuning raised the validation error from {_score(row):.1%} to '
           f'{_score(now):.1%}: the fitted head was put back')
 
-# %% ../../nbs/engine/10_features.ipynb #80f92229
+# %% ../../nbs/engine/10_features.ipynb #a1358b84
 def head_first(
     learn:Learner, # From `pets_learner`, with its linear head; changed in place
     epochs:int=0, # Epochs of fine-tuning after the head has been fitted

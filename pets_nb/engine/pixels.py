@@ -7,14 +7,14 @@ Docs: https://pets-nb.github.io/pets_nb/engine/pixels.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/engine/04a_pixels.ipynb #f60da1c0
+# %% ../../nbs/engine/04a_pixels.ipynb #a347d23d
 import io, os
 from pathlib import Path
 import cv2, numpy as np
 from PIL import Image
 from .files import ImageError, load_image, shown, _BIG, _open_regular
 
-# %% ../../nbs/engine/04a_pixels.ipynb #b12a5a37
+# %% ../../nbs/engine/04a_pixels.ipynb #cfe3e116
 def _jpeg(source):
     "Bytes and size of a plain, complete JPEG; None for anything else"
     with _open_regular(source) as f:
@@ -45,7 +45,7 @@ def _decode(source, short=0):
         name = f'{shown(source)}: '*is_file
         raise ImageError(f'{name}{e}', e.kind) from None
 
-# %% ../../nbs/engine/04a_pixels.ipynb #99a36b03
+# %% ../../nbs/engine/04a_pixels.ipynb #6cd9d770
 def _presize(pixels, k, short):
     "Reduce to a shorter side of `short` by averaging, where it pays"
     h,w = pixels.shape[:2]
