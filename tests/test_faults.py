@@ -567,7 +567,7 @@ def record(file, kinds, how_many, seed=0):
             for k,new in dict(rows=table(found), wrong=[asdict(o) for o in found if not o.right]).items():
                 old[k] = [o for o in old[k] if o['kind'].partition(':')[0]!=kind] + new
             print(kind, len(found), 'cases,', sum(not o.right for o in found), 'wrong', flush=True)
-    file.write_text(json.dumps(old, indent=1)+'\n')
+            file.write_text(json.dumps(old, indent=1)+'\n')
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory): return str(make_model(tmp_path_factory.mktemp('faults')))

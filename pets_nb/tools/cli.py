@@ -28,7 +28,7 @@ def _number(kind, low, high):
         raise argparse.ArgumentTypeError(f"{text!r} is not {what} from {low} to {high}")
     return parse
 
-# %% ../../nbs/tools/03_cli.ipynb #7c92ac63
+# %% ../../nbs/tools/03_cli.ipynb #8bb45ad3
 def _place(kind, *words):
     "A parser of the name of a 'file' or 'folder' that is there, or of one of `words`"
     there = os.path.isdir if kind=='folder' else os.path.isfile
@@ -40,12 +40,13 @@ def _place(kind, *words):
         raise argparse.ArgumentTypeError(f"there is no {kind} {text!r}{other}")
     return parse
 
+# %% ../../nbs/tools/03_cli.ipynb #54dd08f1
 def _filled(text):
     "A parser that refuses an empty name"
     if text.strip(): return os.path.expanduser(text)
     raise argparse.ArgumentTypeError("the name is empty")
 
-# %% ../../nbs/tools/03_cli.ipynb #5e60a871
+# %% ../../nbs/tools/03_cli.ipynb #1a3362f4
 def _pattern(text):
     "A parser of a regular expression with one group, the label"
     try: groups = re.compile(text).groups
@@ -54,6 +55,7 @@ def _pattern(text):
     raise argparse.ArgumentTypeError(f"{text!r} has {groups} groups: put the part of "
         "the file name that is the label, and nothing else, in parentheses")
 
+# %% ../../nbs/tools/03_cli.ipynb #2ed7f1fa
 def _weights(text):
     "A parser of starting weights: 'default', 'none', a file, or the folder of a run"
     for o in ('model/model.safetensors', 'model.safetensors') if text else ():
@@ -92,7 +94,7 @@ what        input, cache, training, evaluation, memory, recipes, peers, with com
 turns       turns of the two sides, each with another seed
 debug       show the traceback of an error""".splitlines())
 
-# %% ../../nbs/tools/03_cli.ipynb #888e138e
+# %% ../../nbs/tools/03_cli.ipynb #2d2f6c8f
 _SOURCE = _place('folder', 'oxford', 'drawn')
 _READ = dict(
     images=str, data=_SOURCE, labels=_place('file', 'auto', 'names', 'folders'),
@@ -109,6 +111,7 @@ _DEFAULTS = dict(labels='auto', weights='default', seed=42, precision='auto',
 
 def _flag(name): return '--'+name.replace('_', '-')
 
+# %% ../../nbs/tools/03_cli.ipynb #f1690e53
 def _add(parser, name, default):
     "Add the option `name` to a parser"
     read,words,flag = _READ.get(name), _HELP[name], _flag(name)
@@ -139,7 +142,7 @@ def _claim(out, settings, need=0):
             if out: raise FileExistsError(f"{out} is there already: choose another "
                 f"folder with --out, or go on with it: --resume {out}") from None
 
-# %% ../../nbs/tools/03_cli.ipynb #8a4847f6
+# %% ../../nbs/tools/03_cli.ipynb #47352663
 _FILES = ('data', 'labels', 'weights', 'test')
 
 def _argv(a, absolute=False):
@@ -155,6 +158,7 @@ def _argv(a, absolute=False):
         words += [f'{_flag(name)}={value}'] if value[:1]=='-' else [_flag(name), value]
     return [o for o in words if o]
 
+# %% ../../nbs/tools/03_cli.ipynb #839dd7d1
 def _resumed(folder):
     "The options of the run in `folder`"
     file = Path(folder)/'settings.json'
@@ -165,7 +169,7 @@ def _resumed(folder):
     a.out = a.resume = folder
     return a
 
-# %% ../../nbs/tools/03_cli.ipynb #10ad3206
+# %% ../../nbs/tools/03_cli.ipynb #00d00ff5
 class _Progress:
     "One bar for the current phase, and a table that grows by epoch, on stderr"
     shown = 0
@@ -187,12 +191,6 @@ class _Progress:
         for task in self.bar.task_ids: self.bar.remove_task(task)
         self.bar.add_task(words, total=total)
 
-    def watch(self, items):
-        "Count the items that are taken"
-        for o in items:
-            yield o
-            self.step()
-
     def table(self, rows):
         "Show the rows of a history that are new"
         def out(words): self.console.out(words, highlight=False)
@@ -204,19 +202,25 @@ class _Progress:
             out(f"{i:5}{words}{row['seconds']:9.1f}")
         self.shown = len(rows)
 
-# %% ../../nbs/tools/03_cli.ipynb #2e34e56e
+# %% ../../nbs/tools/03_cli.ipynb #2178cebc
 def _show_epochs(progress):
     "A callback that shows the training on `progress`"
     from fastai.callback.core import Callback
     class ShowEpochs(Callback):
-        order = 65 # after History (55)
-        def before_fit(self):
-            progress.table(self.learn.history.rows)
-            progress.phase('Training', self.n_epoch*sum(map(len, self.dls.loaders[:2])))
+        order,_began = 65,False # after History (55)
+        def before_train(self):
+            if not self._began:
+                progress.table(self.learn.history.rows)
+                steps = self.n_epoch*sum(map(len, self.dls.loaders[:2]))
+                progress.phase('Training', steps)
+            self._began = True
+        def after_fit(self): self._began = False
         def after_batch(self): progress.step()
-        def after_epoch(self): progress.table(self.learn.history.rows)
+        def after_epoch(self):
+            if self._began: progress.table(self.learn.history.rows)
     return ShowEpochs()
 
+# %% ../../nbs/tools/03_cli.ipynb #256b951d
 def _count_batches(learn, progress, passes=2):
     "Show the batches that the frozen body computes before any epoch"
     left = [passes*-(-len(learn.dls.train_ds)//learn.dls.valid.bs)]
@@ -272,7 +276,7 @@ def _fonts(text):
         f"has {''.join(sorted(missing)[:20])}. Try the Noto fonts.", file=sys.stderr)
     return names
 
-# %% ../../nbs/tools/03_cli.ipynb #a0a5033d
+# %% ../../nbs/tools/03_cli.ipynb #0f1ad7b5
 def _draw_samples(axs, files, pairs, sure):
     "Draw images with their answers, the most confident mistakes first"
     from pets_nb.engine.files import ImageError, load_image
@@ -286,6 +290,7 @@ def _draw_samples(axs, files, pairs, sure):
         words = f'{answer} {sure[i]:.0%}' + ('' if right[i] else f'\nlabel: {label}')
         ax.set_title(words, color='k' if right[i] else 'C1')
 
+# %% ../../nbs/tools/03_cli.ipynb #4f2625b1
 def _draw(folder, files, pairs, sure, classes):
     "Save predictions.png and confusion.png"
     import matplotlib
@@ -304,7 +309,7 @@ def _draw(folder, files, pairs, sure, classes):
         fig.savefig(folder/'confusion.png', dpi=100)
         plt.close('all')
 
-# %% ../../nbs/tools/03_cli.ipynb #353a1f63
+# %% ../../nbs/tools/03_cli.ipynb #8c64fcd4
 def _answers(learn, dl):
     "The label, the answer and its probability for each image of `dl`"
     from pets_nb.engine.learner import get_logits
@@ -313,6 +318,7 @@ def _answers(learn, dl):
     names = lambda o: [learn.dls.vocab[i] for i in o]
     return None if targets is None else names(targets),names(best),sure.tolist()
 
+# %% ../../nbs/tools/03_cli.ipynb #6392a33e
 def _report(learn, folder, a, held):
     "Say how far to trust the model, keep the report, and draw the figures"
     labels,answers,sure = _answers(learn, learn.dls.valid)
@@ -332,7 +338,7 @@ def _report(learn, folder, a, held):
     _draw(folder, files, pairs, sure, list(learn.dls.vocab))
     (folder/'report.txt').write_text(text+'\n', encoding='utf-8', errors='replace')
 
-# %% ../../nbs/tools/03_cli.ipynb #84277107
+# %% ../../nbs/tools/03_cli.ipynb #804e7a00
 def _data_of(a):
     "The images to train on, and sets to test on: what they are, files, labels"
     from pets_nb.engine.sources import find_images
@@ -350,6 +356,7 @@ def _data_of(a):
                              f"train on: {', '.join(odd)}")
     return images,held
 
+# %% ../../nbs/tools/03_cli.ipynb #90b71ef4
 def _decide(a, learn):
     "Fill in what the data decided, so that the run can be repeated exactly"
     dls,images = learn.dls,learn.dls.images
@@ -362,7 +369,7 @@ def _decide(a, learn):
     if a.epochs is None: a.epochs = 3 if small else 4
     if a.lr is None: a.lr = 8e-3 if small else 2e-3 if a.weights=='none' else 1e-4
 
-# %% ../../nbs/tools/03_cli.ipynb #418eab64
+# %% ../../nbs/tools/03_cli.ipynb #fa051923
 def _prepare(a):
     "The learner, and the images to test on"
     from pets_nb.engine.learner import pets_learner
@@ -374,6 +381,7 @@ def _prepare(a):
     _decide(a, learn)
     return learn,held
 
+# %% ../../nbs/tools/03_cli.ipynb #93668f96
 def _fit(learn, a, checkpoints):
     "Train by the recipe that fits the data"
     from pets_nb.engine.checkpoints import resumable
@@ -387,7 +395,7 @@ def _fit(learn, a, checkpoints):
         else: learn.fit_one_cycle(1, a.lr)
         progress.table(learn.history.rows)
 
-# %% ../../nbs/tools/03_cli.ipynb #545c147a
+# %% ../../nbs/tools/03_cli.ipynb #a977dbc0
 def _keep(learn, folder, a):
     "Save the model in the run's folder, unless it is there"
     from pets_nb.engine.bundle import save_bundle
@@ -395,6 +403,7 @@ def _keep(learn, folder, a):
     if (model/'model.json').exists(): return model
     return save_bundle(learn, model, command=shlex.join(['pets_nb', *_argv(a)]))
 
+# %% ../../nbs/tools/03_cli.ipynb #03a77535
 @contextmanager
 def _training_in(folder, learn, a):
     "Hold a run's folder, and say what is in it if the training ends early"
@@ -431,7 +440,7 @@ def _train(a):
         _report(learn, folder, a, held)
         shutil.rmtree(folder/'checkpoints', ignore_errors=True)
 
-# %% ../../nbs/tools/03_cli.ipynb #837ecea7
+# %% ../../nbs/tools/03_cli.ipynb #834a3470
 def _names(words):
     "The files that `words` stand for"
     from pets_nb.engine.files import list_images
@@ -444,6 +453,7 @@ def _names(words):
             yield from sorted(glob.glob(o, recursive=True)) or [o]
         else: yield o
 
+# %% ../../nbs/tools/03_cli.ipynb #bb4f2a4b
 def _model(folder):
     "The folder of the model to use"
     if folder: return Path(folder, 'model' if os.path.isdir(f'{folder}/model') else '')
@@ -452,7 +462,7 @@ def _model(folder):
     raise FileNotFoundError(f"no saved model under {_RUNS.resolve()}: run `pets_nb "
                             "train`, or name one with --model FOLDER")
 
-# %% ../../nbs/tools/03_cli.ipynb #833dca06
+# %% ../../nbs/tools/03_cli.ipynb #235f884c
 def _predict(a):
     "Name the class of images"
     from pets_nb.engine.bundle import Predictor
@@ -461,12 +471,18 @@ def _predict(a):
     predictor = Predictor(folder)
     with _Progress() as progress:
         progress.phase('Images', len(files))
-        found = predictor.predict(progress.watch(files), top=a.top)
+        found = predictor.predict(_counted(files, progress), top=a.top)
     if a.csv: found.table.to_csv(a.csv, index=False)
     if a.json: print(dumps(dict(model=str(folder), **found.to_dict()), indent=1))
     else: _print_answers(found)
     for file,why in found.errors.items(): print(f'{file}: {why}', file=sys.stderr)
     return 2 if found.errors else 0
+
+# %% ../../nbs/tools/03_cli.ipynb #528b1c35
+def _counted(items, progress):
+    for o in items:
+        yield o
+        progress.step()
 
 def _print_answers(found):
     "A line for each answer"
@@ -476,7 +492,7 @@ def _print_answers(found):
         for p in o.get('predictions', []):
             print(f"{o['file']:{wide}}  {p['probability']:6.1%}  {p['class']}{doubt}")
 
-# %% ../../nbs/tools/03_cli.ipynb #370d52e0
+# %% ../../nbs/tools/03_cli.ipynb #91699bb3
 def _audit(a):
     "Look into every image file: what it really is, and whether it can be used"
     from pets_nb.engine.audit import audit
@@ -489,6 +505,7 @@ def _audit(a):
     lost = found.table.file[found.table.decision=='left out']
     return int(lost.str.lower().str.endswith(IMAGE_SUFFIXES).any())
 
+# %% ../../nbs/tools/03_cli.ipynb #d429d0ec
 def _data(a):
     "Say which images a training would use, and how they are labelled"
     from pets_nb.engine.sources import find_images
@@ -496,6 +513,7 @@ def _data(a):
     if a.cache or a.clear_cache: return _caches(a.clear_cache)
     print(find_images(a.data, a.labels, a.pattern, training=False).counts.to_string())
 
+# %% ../../nbs/tools/03_cli.ipynb #55c297d8
 def _caches(clear):
     "Say how large the cached pixels are, and remove them if asked"
     from pets_nb.engine.files import config_folder
@@ -506,7 +524,7 @@ def _caches(clear):
     print(f"{len(files)} caches of pixels{' removed' if clear else ''}, "
           f"{size/2**20:,.0f} MiB, in {folder}")
 
-# %% ../../nbs/tools/03_cli.ipynb #509e24a3
+# %% ../../nbs/tools/03_cli.ipynb #509a7fca
 def _chapter(a):
     "Repeat the training runs of the book chapter, beside the published figures"
     from pets_nb.tools.chapter import run_chapter
@@ -516,6 +534,7 @@ def _chapter(a):
     print(f"\n{table.to_string(na_rep='')}\n\nErrors in percent. The records are in "
           f"{a.out}: the same command does only what is missing.")
 
+# %% ../../nbs/tools/03_cli.ipynb #27385ed6
 def _benchmark(a):
     "Time this library's recipes against the chapter's, taking turns"
     from pets_nb.tools.benchmarks import run_benchmark
@@ -523,14 +542,15 @@ def _benchmark(a):
     run_benchmark(a.what, a.data, a.out, a.arch, a.weights, a.size, a.turns)
     print(f"The records are in {a.out}: the same command does only what is missing.")
 
-# %% ../../nbs/tools/03_cli.ipynb #095561ac
+# %% ../../nbs/tools/03_cli.ipynb #d9f519e8
 _COMMANDS = dict(
     train=(_train, 'data labels pattern arch weights size epochs lr bs seed precision '
                    'split valid_pct test cache workers on_device out resume', {}),
     predict=(_predict, 'images model top json csv', {}),
     audit=(_audit, 'data csv', {}),
     data=(_data, 'data labels pattern cache clear_cache', {}),
-    chapter=(_chapter, 'data runs arch weights size seed bs precision split workers out',
+    chapter=(_chapter,
+        'data runs arch weights size seed bs precision split workers out',
         dict(arch='small_network', size=96, split='chapter', out='chapter_runs')),
     benchmark=(_benchmark, 'data what arch weights size turns out',
         dict(arch='resnet18', size=224, what='training', out='benchmarks')))
@@ -541,6 +561,7 @@ class _Parser(argparse.ArgumentParser):
         _complain(f"{message}; see {self.prog} --help", self.prog)
         self.exit(2)
 
+# %% ../../nbs/tools/03_cli.ipynb #0ede53ea
 def _complain(words, prog='pets_nb'):
     "Print one line on stderr"
     from pets_nb.engine.files import shown
@@ -598,13 +619,14 @@ def _run(argv):
         _complain(e if known and str(e) else words)
         return 2 if known else 3
 
-# %% ../../nbs/tools/03_cli.ipynb #471347e1
+# %% ../../nbs/tools/03_cli.ipynb #dbec132d
 def main(
     argv:list=None, # Arguments; None: those of the process
 )->int: # 0 done, 1 unusable images, 2 wrong input, 3 our fault, 130 or 143 stopped
     "The `pets_nb` command; returns the exit status"
     for o in (sys.stdout, sys.stderr):
         if hasattr(o, 'reconfigure'): o.reconfigure(errors='replace')
+    status = 0
     with _stoppable():
         try:
             status = _run(argv)
@@ -616,6 +638,6 @@ def main(
             return _stop['status'] or 130
         except OSError as e:
             closed = isinstance(e, BrokenPipeError)
-            if not closed: _complain(f"the output can't be written: {e}")
+            if not (closed or status): _complain(f"the output can't be written: {e}")
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return 141 if closed else 2
