@@ -192,7 +192,7 @@ def _card(about):
         f"(95 % interval {m['error_low']:.1%} to {m['error_high']:.1%}). Temperature "
         f"{about['temperature']:.2f}, fitted on the same images.", '']
     if none: parts += ['Images in which the network recognises little are marked '
-        f"unknown, and so are {none['false_alarms']:.1%} of those of known classes.", '']
+        f"unknown, and so are {none['false_alarms']:.1%} of known ones.", '']
     parts += ['## Data', '', f"{data.get('train', 0):,} training and "
         f"{data.get('valid', 0):,} validation images; fingerprint "
         f"`{data.get('fingerprint', '')[:16]}`.", '',

@@ -38,7 +38,7 @@ class Animation:
         frames = [_frame(o) for o in frames]
         sizes = sorted({o.size for o in frames})
         if len(sizes)!=1:
-            raise ValueError(f"{len(frames)} frames of sizes {sizes}; expected one size")
+            raise ValueError(f"{len(frames)} frames of sizes {sizes}; expected one")
         self.alt,self.width,self.lossless = alt,frames[0].width,lossless
         self.seconds = [*np.broadcast_to(seconds, len(frames)).tolist()[:-1], rest]
         times = [round(1000*o) for o in self.seconds]
@@ -61,6 +61,7 @@ def __repr__(self:Animation):
 def _repr_html_(self:Animation):
     moving,still = (f'data:image/webp;base64,{base64.b64encode(o).decode()}'
                     for o in (self.moving, self.still))
-    return (f'<picture><source media="(prefers-reduced-motion: reduce)" srcset="{still}">'
+    return ('<picture><source media="(prefers-reduced-motion: reduce)" '
+            f'srcset="{still}">'
             f'<img alt="{html.escape(self.alt)}" width="{self.width}" src="{moving}">'
             '</picture>')

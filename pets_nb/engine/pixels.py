@@ -69,7 +69,7 @@ def _middle(pixels, k, size):
     return cv2.resize(x, (size, size), interpolation=how)
 
 def _view(source, size):
-    "A validation image as uint8 (size, size, 3), and its shorter side in the file, about"
+    "A validation image as uint8 (size, size, 3), and about its shorter side on disk"
     short = round(2.25*size)
     x,k = _decode(source, short)
     return _middle(*_presize(x, k, short), size), k*min(x.shape[:2])

@@ -142,14 +142,15 @@ def run_experiment(
 _RAW = 'https://raw.githubusercontent.com/pets-nb/pets_nb/main'
 
 def _published(name):
-    "A file of the book's records, fetched once, where the book is not at hand (on Colab)"
+    "A file of the book's records, fetched once where the book isn't at hand"
     folder = config_folder('data')/'pets_nb-experiments'
-    return download(f'{_RAW}/nbs/explanations/experiments/{name}', folder/name, progress=False)
+    return download(f'{_RAW}/nbs/explanations/experiments/{name}', folder/name,
+        progress=False)
 
 def read_records(
     name:str, # Name of the experiment
     folder:Path=None, # Folder of the records; default: the book's
-)->pd.DataFrame: # `recipe`, `seed`, `error`, `right` (bool arrays) and what else is kept
+)->pd.DataFrame: # `recipe`, `seed`, `error`, `right` (bool arrays), and all else kept
     "The runs of an experiment, for `compare`; `FileNotFoundError` if there are none"
     file = _file(name, folder)
     if folder is None and file.parent==Path('experiments') and not file.is_file():
