@@ -8,7 +8,7 @@ from PIL import Image
 
 from pets_nb.engine import audit as engine
 from pets_nb.engine.audit import Audit, audit, _jpeg_end, _near_copies
-from pets_nb.engine.files import ImageError, list_images, load_image
+from pets_nb.engine.files import ImageError, list_images, open_image
 from test_files import eps, fresh, image, image_bytes, linux, png_of, posix
 
 sample = Path(os.getenv('PETS_NB_SAMPLE') or Path(__file__).parents[2]/'shared'/'pets-sample'/'images')
@@ -99,8 +99,8 @@ def test_every_usable_image_loads(tmp_path):
     Image.fromarray(np.random.randint(0, 4096, (50,50)).astype('u2')).save(tmp_path/'twelve.png')
     t = audit(tmp_path).table.set_index('file')
     assert (t.decision.drop('nan.tif') == 'converted on load').all() and t.decision['nan.tif'] == 'left out' and 'finite' in t.detail['nan.tif']
-    for o in audit(tmp_path).usable: assert load_image(o).mode == 'RGB'
-    assert np.asarray(load_image(tmp_path/'twelve.png')).mean() > 100
+    for o in audit(tmp_path).usable: assert open_image(o).mode == 'RGB'
+    assert np.asarray(open_image(tmp_path/'twelve.png')).mean() > 100
 
 def test_nearly_black(tmp_path):
     Image.fromarray(np.random.randint(0, 10, (64,64,3)).astype('u1')).save(tmp_path/'a.png')
@@ -120,7 +120,7 @@ def test_damaged_images_never_crash_and_usable_ones_open(tmp_path_factory, data)
     for _ in range(data.draw(st.integers(1,8))): body[data.draw(st.integers(0, len(body)-1))] = data.draw(st.integers(0,255))
     f = tmp_path_factory.mktemp('fuzz')/'beagle_1.jpg'
     f.write_bytes(body)
-    for o in audit([f]).usable: assert load_image(o).mode == load_image(o, 16).mode == 'RGB'
+    for o in audit([f]).usable: assert open_image(o).mode == open_image(o, 16).mode == 'RGB'
 
 @posix
 def test_unreadable_entries(folder):
@@ -139,7 +139,7 @@ def test_odd_names(tmp_path):
         report = audit(tmp_path)
         assert sorted(report.table.file) == [r'<b>\x1b[31m$x_1$.jpg', r'pug_\xff_1.jpg']
         report.table.to_csv(tmp_path/'.a.csv')
-        assert load_image(report.usable[0]).size == (64,48)
+        assert open_image(report.usable[0]).size == (64,48)
         assert '&lt;b&gt;' in report._repr_html_() and '\x1b' not in report._repr_html_()
         report.plot().savefig(io.BytesIO())
 
@@ -296,7 +296,7 @@ def test_real_files_that_are_not_jpeg():
     assert (t.format['Abyssinian_34.jpg'], t['mode']['Abyssinian_34.jpg']) == ('GIF','P')
     assert (t.format['Abyssinian_5.jpg'], t['mode']['Abyssinian_5.jpg']) == ('PNG','RGBA')
     assert t.problems.str.contains('other format').all() and (t.decision == 'converted on load').all()
-    assert {load_image(o).mode for o in list_images(sample.parent/'odd')} == {'RGB'}
+    assert {open_image(o).mode for o in list_images(sample.parent/'odd')} == {'RGB'}
 
 @pytest.mark.skipif(not sample.is_dir(), reason='the sample of real photographs is not here')
 def test_real_photographs_are_usable():

@@ -63,7 +63,7 @@ def commands(rng, n, work):
         right = status==2 and one_line(err) and flag.encode() in err and not out and not list(cwd.iterdir())
         yield Case('commands', ' '.join(args), 'refused in one line' if right else f'status {status}', right, seconds, err.decode(errors='replace')[:300])
 
-# Images: read by `predict`, `audit` and load_image; answered or refused, within a time and 1 GB above the network
+# Images: read by `predict`, `audit` and open_image; answered or refused, within a time and 1 GB above the network
 
 def _photo(rng, size=(200,160)):
     pixels = np.random.default_rng(rng.getrandbits(32)).integers(0, 255, (*size[::-1], 3)).astype('uint8')
@@ -120,10 +120,10 @@ def _images(rng, n, folder):
 _LOAD = """
 import json, sys, time
 from pathlib import Path
-from pets_nb.engine.files import ImageError, load_image
+from pets_nb.engine.files import ImageError, open_image
 for name in sys.stdin.read().splitlines():
     start = time.time()
-    try: size,why = load_image(name, short=64).size, ''
+    try: size,why = open_image(name, short=64).size, ''
     except ImageError as e: why = str(e)
     print(json.dumps([name, why, time.time()-start]))
 """
@@ -163,7 +163,7 @@ def images(rng, n, work, model=None):
     names = sorted(o.name for o in folder.iterdir())
     stdin = '\n'.join(str(folder/o) for o in names).encode()
     env = dict(PATH=f"{tools}:{os.environ['PATH']}", PETS_NB_CACHE=str(work/'memory'))
-    for kind,code in (('images: load_image', _LOAD), ('images: audit', _AUDIT)):
+    for kind,code in (('images: open_image', _LOAD), ('images: audit', _AUDIT)):
         base = fresh(code, stdin=str(folder/'good.jpg').encode(), env=env)[4]
         status,out,err,seconds,mib = fresh(code, stdin=stdin, env=env, limit=300)
         rows = [json.loads(o) for o in out.decode().splitlines() if o.startswith('[')]

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from pets_nb.engine import files
-from pets_nb.engine.files import (IMAGE_SUFFIXES, ImageError, atomic_path, config_folder, list_images, load_image, shown, write_json)
+from pets_nb.engine.files import (IMAGE_SUFFIXES, ImageError, atomic_path, config_folder, list_images, open_image, shown, write_json)
 
 posix = pytest.mark.skipif(os.name != 'posix', reason='FIFOs, devices and permissions are tried on POSIX')
 not_root = pytest.mark.skipif(hasattr(os, 'geteuid') and os.geteuid()==0, reason='root may read everything')
@@ -90,7 +90,7 @@ def test_names_that_are_not_utf8(tmp_path):
     name = os.fsencode(tmp_path) + b'/beagle_\xff_1.jpg'
     open(name, 'wb').write(image_bytes())
     file, = list_images(tmp_path)
-    assert load_image(file).size == (64,48)
+    assert open_image(file).size == (64,48)
     assert shown(file).endswith('/beagle_\\xff_1.jpg') and shown(file).encode()
 
 def test_shown():
@@ -108,7 +108,7 @@ def test_shown_can_always_be_printed(text):
 # -- images: what is refused
 
 def refused(source, **kw):
-    with pytest.raises(ImageError) as e: load_image(source, **kw)
+    with pytest.raises(ImageError) as e: open_image(source, **kw)
     assert '\n' not in str(e.value) and str(e.value)
     return str(e.value), e.value.kind
 
@@ -128,7 +128,7 @@ def test_nothing_hangs_and_no_device_is_opened(tmp_path):
     code = f'''
 from pets_nb.engine.files import *
 for o in ('f','zero','tty','s'):
-    try: load_image({str(tmp_path)!r} + f'/{{o}}.jpg')
+    try: open_image({str(tmp_path)!r} + f'/{{o}}.jpg')
     except ImageError as e: print(o, e)
 '''
     out,_ = fresh(code, timeout=30)
@@ -147,7 +147,7 @@ def test_no_program_is_started(tmp_path):
     code = f'''
 from pets_nb.engine.files import *
 for o in ('pug_1.jpg','pug_2.eps'):
-    try: load_image({str(tmp_path)!r} + '/' + o)
+    try: open_image({str(tmp_path)!r} + '/' + o)
     except ImageError as e: print(e)
 '''
     out,_ = fresh(code, PATH=f'{tmp_path}/bin:{os.environ["PATH"]}')
@@ -175,7 +175,7 @@ def test_truncated_files(format, share):
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=400), st.booleans())
 def test_arbitrary_bytes_never_crash(body, jpeg):
-    try: assert load_image((b'\xff\xd8\xff\xe0' if jpeg else b'') + body).mode == 'RGB'
+    try: assert open_image((b'\xff\xd8\xff\xe0' if jpeg else b'') + body).mode == 'RGB'
     except ImageError as e: assert '\n' not in str(e)
 
 @settings(max_examples=100, deadline=None)
@@ -183,7 +183,7 @@ def test_arbitrary_bytes_never_crash(body, jpeg):
 def test_damaged_images_never_crash(data):
     body = bytearray(image_bytes(1, data.draw(st.sampled_from(['JPEG','PNG','GIF','WEBP','TIFF','BMP'])), size=(60,40)))
     for _ in range(data.draw(st.integers(1,8))): body[data.draw(st.integers(0, len(body)-1))] = data.draw(st.integers(0,255))
-    try: assert load_image(bytes(body), short=data.draw(st.sampled_from([0,10]))).mode == 'RGB'
+    try: assert open_image(bytes(body), short=data.draw(st.sampled_from([0,10]))).mode == 'RGB'
     except ImageError as e: assert '\n' not in str(e)
 
 # -- images: memory
@@ -204,7 +204,7 @@ def test_memory_has_a_bound(tmp_path):
 from concurrent.futures import ThreadPoolExecutor
 from pets_nb.engine.files import *
 def size(o):
-    try: return f'{{load_image(o, 224).size}}'
+    try: return f'{{open_image(o, 224).size}}'
     except ImageError as e: return str(e)
 files = list_images({str(tmp_path)!r})
 with ThreadPoolExecutor(4) as pool:
@@ -221,10 +221,10 @@ def test_large_jpeg_is_decoded_reduced(tmp_path):
     Image.new('L', (12_000,10_000), 99).save(tmp_path/'b.jpg', progressive=True)
     code = f'''
 from pets_nb.engine.files import *
-print(load_image({str(tmp_path/'a.jpg')!r}, 224).size)
-try: load_image({str(tmp_path/'b.jpg')!r}, 224)
+print(open_image({str(tmp_path/'a.jpg')!r}, 224).size)
+try: open_image({str(tmp_path/'b.jpg')!r}, 224)
 except ImageError as e: print(e)
-try: load_image({str(tmp_path/'a.jpg')!r})
+try: open_image({str(tmp_path/'a.jpg')!r})
 except ImageError as e: print(e)
 '''
     out,peak = fresh(code)
@@ -234,21 +234,21 @@ except ImageError as e: print(e)
 def test_large_images_pass():
     f = io.BytesIO()
     Image.new('1', (12_000,9_000)).save(f, 'PNG')
-    assert load_image(f.getvalue()).size == (12_000,9_000)
-    assert load_image(f.getvalue(), 100).size == (12_000,9_000) # no reduction of bits
+    assert open_image(f.getvalue()).size == (12_000,9_000)
+    assert open_image(f.getvalue(), 100).size == (12_000,9_000) # no reduction of bits
 
 @pytest.mark.parametrize('size,short,expected', [((800,600),0,(800,600)), ((800,600),300,(400,300)), ((800,600),301,(800,600)),
     ((800,600),150,(200,150)), ((800,600),75,(100,75)), ((800,600),10,(100,75)), ((60,80),100,(60,80))])
 def test_reduced_jpeg_keeps_the_shorter_side(size, short, expected):
-    assert load_image(image_bytes(1, size=size), short).size == expected
-    assert load_image(image_bytes(1, 'PNG', size=size), short).size == size
+    assert open_image(image_bytes(1, size=size), short).size == expected
+    assert open_image(image_bytes(1, 'PNG', size=size), short).size == size
 
 # -- images: what comes out
 
 @pytest.mark.parametrize('mode', ['1','L','LA','P','PA','RGB','RGBA','CMYK','YCbCr','HSV','I;16','I','F'])
 def test_every_mode_becomes_rgb(mode):
     im = Image.fromarray(np.full((3,5), 32768, np.uint16)) if mode=='I;16' else image(1, (5,3)).convert(mode)
-    assert (out := load_image(im)).mode == 'RGB' and out.size == (5,3)
+    assert (out := open_image(im)).mode == 'RGB' and out.size == (5,3)
 
 @pytest.mark.parametrize('dtype,values,expected', [(np.uint16, [0,65535,32768], [0,255,128]), (np.uint16, [0,4095,2048], [0,255,128]),
     (np.uint16, [0,200,100], [0,200,100]), (np.int32, [0,70_000,35_000], [0,255,128]), (np.int32, [-100,100,0], [0,255,128]),
@@ -257,10 +257,10 @@ def test_every_mode_becomes_rgb(mode):
 def test_more_than_eight_bits_are_scaled_by_the_range(dtype, values, expected, tmp_path):
     a = np.array([values], dtype)
     if dtype == np.float32 and values[1] == 1000: expected = [0, round(1000/1023*255), 0]
-    assert np.allclose(np.asarray(load_image(a))[0,:,0], expected, atol=1)
+    assert np.allclose(np.asarray(open_image(a))[0,:,0], expected, atol=1)
     if np.isfinite(a).all():
         Image.fromarray(a).save(tmp_path/'a.tif')
-        assert np.array_equal(load_image(tmp_path/'a.tif'), load_image(a))
+        assert np.array_equal(open_image(tmp_path/'a.tif'), open_image(a))
 
 def test_nothing_finite():
     assert 'finite' in refused(np.full((2,2), np.nan, np.float32))[0]
@@ -269,7 +269,7 @@ def test_nothing_finite():
 @given(st.integers(0,255), st.integers(0,255))
 def test_alpha_is_laid_on_white(v, alpha):
     for im in (Image.new('LA', (1,1), (v,alpha)), Image.new('RGBA', (1,1), (v,v,v,alpha))):
-        assert all(abs(o - (v*alpha + 255*(255-alpha))/255) <= 1.01 for o in load_image(im).getpixel((0,0)))
+        assert all(abs(o - (v*alpha + 255*(255-alpha))/255) <= 1.01 for o in open_image(im).getpixel((0,0)))
 
 @pytest.mark.parametrize('orientation', range(1,9))
 @pytest.mark.parametrize('name', ['a.png','a.webp'])
@@ -277,27 +277,27 @@ def test_exif_is_applied_once(tmp_path, orientation, name):
     im,exif = image(3),Image.Exif()
     exif[0x0112] = orientation
     im.save(tmp_path/name, exif=exif, **({'lossless':True} if name=='a.webp' else {}))
-    got,plain = load_image(tmp_path/name),np.asarray(im)
+    got,plain = open_image(tmp_path/name),np.asarray(im)
     expected = {1:plain, 2:plain[:,::-1], 3:plain[::-1,::-1], 4:plain[::-1], 5:plain.swapaxes(0,1), 6:np.rot90(plain,-1),
         7:plain[::-1,::-1].swapaxes(0,1), 8:np.rot90(plain)}[orientation]
-    assert np.array_equal(got, expected) and np.array_equal(load_image(got), expected)
+    assert np.array_equal(got, expected) and np.array_equal(open_image(got), expected)
 
 def test_broken_exif_does_not_cost_the_image():
-    assert load_image(image_bytes(1, exif=b'Exif\0\0MM\0*\0\0\0\x08\0\x05garbage')).mode == 'RGB'
+    assert open_image(image_bytes(1, exif=b'Exif\0\0MM\0*\0\0\0\x08\0\x05garbage')).mode == 'RGB'
 
 def test_sources_give_the_same(tmp_path):
     (tmp_path/'a.jpg').write_bytes(body := image_bytes(1))
-    ims = [load_image(o) for o in (tmp_path/'a.jpg', str(tmp_path/'a.jpg'), os.fsencode(tmp_path/'a.jpg').decode(), body, bytearray(body), Image.open(io.BytesIO(body)))]
-    ims.append(load_image(np.asarray(ims[0])))
+    ims = [open_image(o) for o in (tmp_path/'a.jpg', str(tmp_path/'a.jpg'), os.fsencode(tmp_path/'a.jpg').decode(), body, bytearray(body), Image.open(io.BytesIO(body)))]
+    ims.append(open_image(np.asarray(ims[0])))
     assert all(np.array_equal(o, ims[0]) for o in ims)
-    assert load_image(np.zeros((4,5,1), np.uint8)).size == (5,4) and load_image(np.zeros((4,5,4), np.uint8)).size == (5,4)
+    assert open_image(np.zeros((4,5,1), np.uint8)).size == (5,4) and open_image(np.zeros((4,5,4), np.uint8)).size == (5,4)
     assert refused(np.zeros((0,5), np.uint8)) and refused(np.zeros(5, np.uint8)) and refused(object()) and refused(None)
 
 def test_every_suffix_loads(tmp_path):
     for o in IMAGE_SUFFIXES:
         try: image(1).save(tmp_path/f'a{o}')
         except (KeyError, OSError): continue # a Pillow without AVIF
-        assert load_image(tmp_path/f'a{o}').size == (64,48)
+        assert open_image(tmp_path/f'a{o}').size == (64,48)
 
 # -- writing
 
@@ -430,7 +430,7 @@ f = io.BytesIO()
 Image.new('1', (4000,3000)).save(f, 'PNG')
 with files._big_lock:
     if not (pid := os.fork()):
-        files.load_image(f.getvalue())
+        files.open_image(f.getvalue())
         os._exit(0)
     print(os.waitpid(pid, 0)[1])'''
     assert fresh(code, timeout=30)[0] == '0'

@@ -13,7 +13,7 @@ from fastai.vision.augment import Brightness
 from fastai.vision.core import PILImage, TensorImage
 import fastai.callback.all
 from pets_nb.engine import loaders
-from pets_nb.engine.files import ImageError, load_image
+from pets_nb.engine.files import ImageError, open_image
 from pets_nb.engine.loaders import FastDL, PixelCache, Speed, pets_dls
 from pets_nb.engine.pipeline import OneWarp
 from pets_nb.engine.sources import ImageSet, find_images
@@ -179,7 +179,7 @@ def test_learner_trains_predicts_shows_and_is_exported(pets, tmp_path):
         preds,targets = learn.get_preds()
         assert [dls.vocab[o] for o in targets] == [o.name.split('_')[0] for o in dls.valid_ds.items]
         torch.testing.assert_close(preds, learn.get_preds(dl=dls.test_dl(list(dls.valid_ds.items)))[0])
-        for source in (file, str(file), load_image(file), np.array(load_image(file)), file.read_bytes()):
+        for source in (file, str(file), open_image(file), np.array(open_image(file)), file.read_bytes()):
             torch.testing.assert_close(learn.predict(source)[2], preds[0], atol=1e-4, rtol=0)
         learn.show_results()
         learn.export(tmp_path/'l.pkl')

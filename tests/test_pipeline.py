@@ -11,7 +11,7 @@ from fastai.vision.augment import (Brightness, Contrast, Flip, RandomResizedCrop
 from fastai.vision.core import PILImage, TensorImage
 from pets_nb.engine import pipeline
 from pets_nb.engine.drawn import draw_pet
-from pets_nb.engine.files import ImageError, load_image
+from pets_nb.engine.files import ImageError, open_image
 from pets_nb.engine.pipeline import OneWarp, augmentation_matrix, sample_augmentations, warp_image
 
 def generator(seed): return torch.Generator().manual_seed(seed)
@@ -217,7 +217,7 @@ KINDS = dict(png=lambda p, im: im.save(p, 'PNG'), gif=lambda p, im: im.convert('
 def test_any_kind_is_as_load_image_opens_it(tmp_path, kind, size):
     file = tmp_path/'pug_1.jpg'
     KINDS[kind](file, image(*size))
-    expected = load_image(file)
+    expected = open_image(file)
     difference = pipeline._decode(file)[0].astype(int) - np.array(expected)
     assert np.abs(difference).max() <= 2
     for random in (True, False):
@@ -229,7 +229,7 @@ def test_any_kind_is_as_load_image_opens_it(tmp_path, kind, size):
 def test_large_images_are_decoded_small(tmp_path, kind):
     file = tmp_path/'pug_1.jpg'
     KINDS[kind](file, smooth(1601, 1203))
-    (pixels,_),full = pipeline._decode(file, short=100),load_image(file)
+    (pixels,_),full = pipeline._decode(file, short=100),open_image(file)
     assert min(pixels.shape[:2]) >= 100 and (pixels.shape[0] > pixels.shape[1]) == (full.height > full.width)
     assert (min(pixels.shape[:2]) < 300) == (kind != 'png')
     small = np.array(full.resize(pixels.shape[1::-1], Image.BOX)).astype(int)
@@ -239,7 +239,7 @@ def test_a_reduced_image_gives_the_same_batch(tmp_path):
     file = tmp_path/'pug_1.jpg'
     smooth(1700, 1211).save(file, quality=97)
     p = sample_augmentations(1, generator(5), 64)
-    a,b = (augmented([o], p, 64)[0].astype(int) for o in (file, load_image(file)))
+    a,b = (augmented([o], p, 64)[0].astype(int) for o in (file, open_image(file)))
     assert np.abs(a - b).mean() < 1.5
 
 def test_unreadable_files_are_named(tmp_path):

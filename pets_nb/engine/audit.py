@@ -1,4 +1,4 @@
-"""What every file of a folder really is, and which of them can be trained on
+"""What every file in a folder really is, and which files you can train on
 
 Docs: https://pets-nb.github.io/pets_nb/engine/audit.html.md"""
 
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from PIL import Image, ImageOps
 from platformdirs import user_cache_dir
-from .files import ImageError, load_image, shown
+from .files import ImageError, open_image, shown
 from .files import _all_files, _decode, _expanded, _fault, _header
 from .files import _named_image, _open_regular
 
@@ -159,7 +159,8 @@ def _with_memory(work, *args):
 
 # %% ../../nbs/engine/01_audit.ipynb #1e92a690
 _VERSION = f'1 {PIL.__version__}' # Another Pillow may read other files
-_UNSURE = {'unreadable', 'undecodable'} # Looked at anew each time: the cause may be gone
+_UNSURE = {'unreadable',
+    'undecodable'} # Looked at anew each time: the cause may be gone
 
 def _key(path):
     "Path, size and time of a file, which say that it is the same; or None"
@@ -373,7 +374,7 @@ def plot(self:Audit,
 def _show_file(ax, path, row, width=24):
     "Draw one file, or say that it can't be drawn"
     try:
-        im = ImageOps.pad(load_image(path, 160), (160,160), color='#ebebeb')
+        im = ImageOps.pad(open_image(path, 160), (160,160), color='#ebebeb')
         ax.imshow(im, interpolation='bilinear')
     except ImageError:
         ax.imshow(np.full((160,160,3), 235, np.uint8))

@@ -1,4 +1,4 @@
-"""One context manager that writes training down as it goes, and carries on from there in a new process.
+"""A context manager that saves training as it goes, and continues from there in a new process.
 
 Docs: https://pets-nb.github.io/pets_nb/engine/checkpoints.html.md"""
 

@@ -1,4 +1,4 @@
-"""One pass of a frozen body over the images, a head fitted to its features in seconds, and fine-tuning that starts from that head.
+"""Run the frozen body over the images once, fit a head to its features in seconds, and start fine-tuning from that head.
 
 Docs: https://pets-nb.github.io/pets_nb/engine/features.html.md"""
 

@@ -1,4 +1,4 @@
-"""A seeded fastai `Learner` that keeps its history, computes in 16 bits where the hardware does, and can be put back exactly as it was.
+"""A seeded fastai `Learner` that keeps its history, computes in 16 bits where the hardware supports it, and can be put back exactly as it was.
 
 Docs: https://pets-nb.github.io/pets_nb/engine/learner.html.md"""
 

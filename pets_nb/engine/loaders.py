@@ -8,7 +8,7 @@ Docs: https://pets-nb.github.io/pets_nb/engine/loaders.html.md"""
 __all__ = ['FastDL', 'PixelCache', 'Speed', 'pets_dls']
 
 # %% ../../nbs/engine/06_loaders.ipynb #6474a8d5
-from .files import config_folder, load_image, shown, write_json, _locked
+from .files import config_folder, open_image, shown, write_json, _locked
 from .pipeline import (OneWarp, augmentation_matrix, sample_augmentations,
     _each, _item_size, _jpeg, _lighting_tables, _square)
 from .sources import ImageSet, find_images
@@ -343,7 +343,7 @@ class Speed:
 
 # %% ../../nbs/engine/06_loaders.ipynb #edf6fe3a
 def _open(source:Path|str|bytes|np.ndarray|Image.Image)->PILImage:
-    return PILImage(load_image(source))
+    return PILImage(open_image(source))
 
 class _Labels:
     "The label of a file of the set"

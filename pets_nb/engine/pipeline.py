@@ -8,7 +8,7 @@ Docs: https://pets-nb.github.io/pets_nb/engine/pipeline.html.md"""
 __all__ = ['sample_augmentations', 'augmentation_matrix', 'warp_image', 'OneWarp']
 
 # %% ../../nbs/engine/05_pipeline.ipynb #5baf8c5d
-from .files import ImageError, load_image, shown, _BIG, _open_regular
+from .files import ImageError, open_image, shown, _BIG, _open_regular
 import io, math, os, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -120,7 +120,7 @@ def _jpeg(source):
         with Image.open(io.BytesIO(data), formats=['JPEG']) as im:
             if im.mode not in ('RGB', 'L') or im.getexif().get(0x0112, 1) != 1: return
             return (data, im.size) if data.rstrip(b'\0')[-2:] == b'\xff\xd9' else None
-    except Exception: return # `load_image` will say what is wrong
+    except Exception: return # `open_image` will say what is wrong
 
 _rgb = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _flags = {1: _rgb, 2: _rgb | 16, 4: _rgb | 32, 8: _rgb | 64} # cv2.IMREAD_REDUCED_...
@@ -135,7 +135,7 @@ def _decode(source, short=0):
             if w*h < _BIG*k*k:
                 pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _flags[k])
                 if pixels is not None: return pixels,k
-        return np.array(load_image(source, short)),1
+        return np.array(open_image(source, short)),1
     except ImageError as e:
         name = f'{shown(source)}: '*is_file
         raise ImageError(f'{name}{e}', e.kind) from None
@@ -164,7 +164,7 @@ def _each(f, items):
     if threads < 2: return [f(*o) for o in enumerate(items)]
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
-    try: # `load_image` changes the filters of warnings, in each thread for all of them
+    try: # `open_image` changes the filters of warnings, in each thread for all of them
         with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
             return list(pool.map(f, range(len(items)), items))
     finally: cv2.setNumThreads(before)
@@ -221,7 +221,7 @@ def augmented(self:OneWarp, sources, params, out):
 # %% ../../nbs/engine/05_pipeline.ipynb #9ace1e3e
 @patch
 def batch(self:OneWarp,
-    sources, # Files, or anything else that `load_image` takes
+    sources, # Files, or anything else that `open_image` takes
     random:bool=True, # Augment? Otherwise the middle squares
     seed:int=None, # Seed of the augmentation; None uses torch's global generator
 )->Tensor: # uint8, shape (N, 3, size, size), channels last in memory

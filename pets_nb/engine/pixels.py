@@ -12,7 +12,7 @@ import io, os
 from pathlib import Path
 import cv2, numpy as np
 from PIL import Image
-from .files import ImageError, load_image, shown, _BIG, _open_regular
+from .files import ImageError, open_image, shown, _BIG, _open_regular
 
 # %% ../../nbs/engine/04a_pixels.ipynb #cfe3e116
 def _jpeg(source):
@@ -25,7 +25,7 @@ def _jpeg(source):
         with Image.open(io.BytesIO(data), formats=['JPEG']) as im:
             if im.mode not in ('RGB', 'L') or im.getexif().get(0x0112, 1) != 1: return
             return (data, im.size) if data.rstrip(b'\0')[-2:] == b'\xff\xd9' else None
-    except Exception: return # `load_image` will say what is wrong
+    except Exception: return # `open_image` will say what is wrong
 
 _rgb = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _flags = {1: _rgb, 2: _rgb | 16, 4: _rgb | 32, 8: _rgb | 64} # cv2.IMREAD_REDUCED_...
@@ -40,7 +40,7 @@ def _decode(source, short=0):
             if w*h < _BIG*k*k:
                 pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _flags[k])
                 if pixels is not None: return pixels,k
-        return np.array(load_image(source, short)),1
+        return np.array(open_image(source, short)),1
     except ImageError as e:
         name = f'{shown(source)}: '*is_file
         raise ImageError(f'{name}{e}', e.kind) from None

@@ -1,4 +1,4 @@
-"""`compare` sets several recipes against the first one, with intervals that say what they cover.
+"""`compare` compares several recipes with the first one, and says what its intervals cover.
 
 Docs: https://pets-nb.github.io/pets_nb/engine/stats.html.md"""
 

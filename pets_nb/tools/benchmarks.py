@@ -21,7 +21,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from ..engine.features import get_features, head_first
-from ..engine.files import load_image, write_json
+from ..engine.files import open_image, write_json
 from ..engine.learner import (bf16_is_fast, get_logits, partial_fine_tune,
                                     pets_learner, quiet)
 from ..engine.loaders import Speed, pets_dls
@@ -148,7 +148,7 @@ class _Files(torch.utils.data.Dataset):
     def __init__(self, *parts): self.files,self.labels,self.tfm = parts
     def __len__(self): return len(self.files)
     def __getitem__(self, i):
-        return self.tfm(load_image(self.files[i])),int(self.labels[i])
+        return self.tfm(open_image(self.files[i])),int(self.labels[i])
 
 def _loader(s, idxs, tfm, train):
     files = _Files(s.files(idxs), s.labels(idxs), tfm)

@@ -62,7 +62,8 @@ def _recipe(name, images, size, bs, split, workers, *network):
     def train(seed):
         speed,(arch,weights,precision) = Speed(workers=workers),network
         dls = pets_dls(images, size, bs, split, seed=seed, speed=speed, verbose=False)
-        learn = pets_learner(dls, arch, weights, seed, precision, 'fastai', verbose=False)
+        learn = pets_learner(dls, arch, weights, seed, precision, 'fastai',
+            verbose=False)
         with quiet(learn): return _do(learn, _RUNS[name][1])
     return train
 
