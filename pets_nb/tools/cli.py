@@ -28,7 +28,7 @@ def _number(kind, low, high):
         raise argparse.ArgumentTypeError(f"{text!r} is not {what} from {low} to {high}")
     return parse
 
-# %% ../../nbs/tools/03_cli.ipynb #8bb45ad3
+# %% ../../nbs/tools/03_cli.ipynb #7c92ac63
 def _place(kind, *words):
     "A parser of the name of a 'file' or 'folder' that is there, or of one of `words`"
     there = os.path.isdir if kind=='folder' else os.path.isfile
@@ -40,13 +40,12 @@ def _place(kind, *words):
         raise argparse.ArgumentTypeError(f"there is no {kind} {text!r}{other}")
     return parse
 
-# %% ../../nbs/tools/03_cli.ipynb #54dd08f1
 def _filled(text):
     "A parser that refuses an empty name"
     if text.strip(): return os.path.expanduser(text)
     raise argparse.ArgumentTypeError("the name is empty")
 
-# %% ../../nbs/tools/03_cli.ipynb #1a3362f4
+# %% ../../nbs/tools/03_cli.ipynb #5e60a871
 def _pattern(text):
     "A parser of a regular expression with one group, the label"
     try: groups = re.compile(text).groups
@@ -55,7 +54,6 @@ def _pattern(text):
     raise argparse.ArgumentTypeError(f"{text!r} has {groups} groups: put the part of "
         "the file name that is the label, and nothing else, in parentheses")
 
-# %% ../../nbs/tools/03_cli.ipynb #2ed7f1fa
 def _weights(text):
     "A parser of starting weights: 'default', 'none', a file, or the folder of a run"
     for o in ('model/model.safetensors', 'model.safetensors') if text else ():
@@ -276,21 +274,20 @@ def _fonts(text):
         f"has {''.join(sorted(missing)[:20])}. Try the Noto fonts.", file=sys.stderr)
     return names
 
-# %% ../../nbs/tools/03_cli.ipynb #0f1ad7b5
+# %% ../../nbs/tools/03_cli.ipynb #41e8ffb2
 def _draw_samples(axs, files, pairs, sure):
     "Draw images with their answers, the most confident mistakes first"
-    from pets_nb.engine.files import ImageError, load_image
+    from pets_nb.engine.files import ImageError, open_image
     right = [label==answer for label,answer in pairs]
     order = sorted(range(len(files)), key=lambda i: (right[i], -sure[i]))
     for ax in axs.flat: ax.axis('off')
     for ax,i in zip(axs.flat, order):
         label,answer = pairs[i]
-        try: ax.imshow(load_image(files[i], short=200))
+        try: ax.imshow(open_image(files[i], short=200))
         except ImageError: continue
         words = f'{answer} {sure[i]:.0%}' + ('' if right[i] else f'\nlabel: {label}')
         ax.set_title(words, color='k' if right[i] else 'C1')
 
-# %% ../../nbs/tools/03_cli.ipynb #4f2625b1
 def _draw(folder, files, pairs, sure, classes):
     "Save predictions.png and confusion.png"
     import matplotlib
@@ -369,7 +366,7 @@ def _decide(a, learn):
     if a.epochs is None: a.epochs = 3 if small else 4
     if a.lr is None: a.lr = 8e-3 if small else 2e-3 if a.weights=='none' else 1e-4
 
-# %% ../../nbs/tools/03_cli.ipynb #fa051923
+# %% ../../nbs/tools/03_cli.ipynb #c299baba
 def _prepare(a):
     "The learner, and the images to test on"
     from pets_nb.engine.learner import pets_learner
@@ -381,7 +378,6 @@ def _prepare(a):
     _decide(a, learn)
     return learn,held
 
-# %% ../../nbs/tools/03_cli.ipynb #93668f96
 def _fit(learn, a, checkpoints):
     "Train by the recipe that fits the data"
     from pets_nb.engine.checkpoints import resumable
@@ -440,7 +436,7 @@ def _train(a):
         _report(learn, folder, a, held)
         shutil.rmtree(folder/'checkpoints', ignore_errors=True)
 
-# %% ../../nbs/tools/03_cli.ipynb #834a3470
+# %% ../../nbs/tools/03_cli.ipynb #261e24df
 def _names(words):
     "The files that `words` stand for"
     from pets_nb.engine.files import list_images
@@ -453,7 +449,6 @@ def _names(words):
             yield from sorted(glob.glob(o, recursive=True)) or [o]
         else: yield o
 
-# %% ../../nbs/tools/03_cli.ipynb #bb4f2a4b
 def _model(folder):
     "The folder of the model to use"
     if folder: return Path(folder, 'model' if os.path.isdir(f'{folder}/model') else '')
@@ -462,7 +457,7 @@ def _model(folder):
     raise FileNotFoundError(f"no saved model under {_RUNS.resolve()}: run `pets_nb "
                             "train`, or name one with --model FOLDER")
 
-# %% ../../nbs/tools/03_cli.ipynb #235f884c
+# %% ../../nbs/tools/03_cli.ipynb #b95a1542
 def _predict(a):
     "Name the class of images"
     from pets_nb.engine.bundle import Predictor
@@ -478,7 +473,6 @@ def _predict(a):
     for file,why in found.errors.items(): print(f'{file}: {why}', file=sys.stderr)
     return 2 if found.errors else 0
 
-# %% ../../nbs/tools/03_cli.ipynb #528b1c35
 def _counted(items, progress):
     for o in items:
         yield o
@@ -492,7 +486,7 @@ def _print_answers(found):
         for p in o.get('predictions', []):
             print(f"{o['file']:{wide}}  {p['probability']:6.1%}  {p['class']}{doubt}")
 
-# %% ../../nbs/tools/03_cli.ipynb #91699bb3
+# %% ../../nbs/tools/03_cli.ipynb #d5e2e208
 def _audit(a):
     "Look into every image file: what it really is, and whether it can be used"
     from pets_nb.engine.audit import audit
@@ -505,7 +499,6 @@ def _audit(a):
     lost = found.table.file[found.table.decision=='left out']
     return int(lost.str.lower().str.endswith(IMAGE_SUFFIXES).any())
 
-# %% ../../nbs/tools/03_cli.ipynb #d429d0ec
 def _data(a):
     "Say which images a training would use, and how they are labelled"
     from pets_nb.engine.sources import find_images
@@ -513,7 +506,6 @@ def _data(a):
     if a.cache or a.clear_cache: return _caches(a.clear_cache)
     print(find_images(a.data, a.labels, a.pattern, training=False).counts.to_string())
 
-# %% ../../nbs/tools/03_cli.ipynb #55c297d8
 def _caches(clear):
     "Say how large the cached pixels are, and remove them if asked"
     from pets_nb.engine.files import config_folder
@@ -524,7 +516,7 @@ def _caches(clear):
     print(f"{len(files)} caches of pixels{' removed' if clear else ''}, "
           f"{size/2**20:,.0f} MiB, in {folder}")
 
-# %% ../../nbs/tools/03_cli.ipynb #509a7fca
+# %% ../../nbs/tools/03_cli.ipynb #cadf6aee
 def _chapter(a):
     "Repeat the training runs of the book chapter, beside the published figures"
     from pets_nb.tools.chapter import run_chapter
@@ -534,7 +526,6 @@ def _chapter(a):
     print(f"\n{table.to_string(na_rep='')}\n\nErrors in percent. The records are in "
           f"{a.out}: the same command does only what is missing.")
 
-# %% ../../nbs/tools/03_cli.ipynb #27385ed6
 def _benchmark(a):
     "Time this library's recipes against the chapter's, taking turns"
     from pets_nb.tools.benchmarks import run_benchmark
@@ -542,7 +533,7 @@ def _benchmark(a):
     run_benchmark(a.what, a.data, a.out, a.arch, a.weights, a.size, a.turns)
     print(f"The records are in {a.out}: the same command does only what is missing.")
 
-# %% ../../nbs/tools/03_cli.ipynb #d9f519e8
+# %% ../../nbs/tools/03_cli.ipynb #36642c5c
 _COMMANDS = dict(
     train=(_train, 'data labels pattern arch weights size epochs lr bs seed precision '
                    'split valid_pct test cache workers on_device out resume', {}),
@@ -561,7 +552,6 @@ class _Parser(argparse.ArgumentParser):
         _complain(f"{message}; see {self.prog} --help", self.prog)
         self.exit(2)
 
-# %% ../../nbs/tools/03_cli.ipynb #0ede53ea
 def _complain(words, prog='pets_nb'):
     "Print one line on stderr"
     from pets_nb.engine.files import shown
