@@ -7,7 +7,7 @@ Docs: https://pets-nb.github.io/pets_nb/tools/all.html.md"""
 # %% auto #0
 __all__ = ['pets_nb_names']
 
-# %% ../nbs/tools/09_all.ipynb #4ed8b694
+# %% ../nbs/tools/09_all.ipynb #6ebd8605
 from .engine.audit import Audit, audit
 from .engine.bundle import Predictor, save_bundle
 from .engine.checkpoints import resumable

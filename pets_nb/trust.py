@@ -10,7 +10,7 @@ __all__ = ['calibration_error', 'fit_temperature', 'class_map']
 # %% ../nbs/12_trust.ipynb #3575ffdf
 import torch, torch.nn.functional as F
 
-# %% ../nbs/12_trust.ipynb #b884e5f4
+# %% ../nbs/12_trust.ipynb #dba9e280
 def calibration_error(
     logits, # What the last layer returns, shape (N, C), float
     targets, # True classes, shape (N,), int64
@@ -40,10 +40,10 @@ def fit_temperature(
     opt.step(loss)
     return log_t.exp().item()
 
-# %% ../nbs/12_trust.ipynb #000a7039
+# %% ../nbs/12_trust.ipynb #420146ea
 def class_map(
     features, # Output of the body, shape (N, C, H, W)
     weight, # A row of the last linear layer, shape (C,)
 )->torch.Tensor: # What each place adds to the logit, shape (N, H, W)
-    "Class activation map of an average-pooled linear head; its mean is the logit less the bias"
+    "Class activation map of an average-pooled linear head: mean = logit minus bias"
     return torch.einsum('nchw,c->nhw', features, weight)
