@@ -1,4 +1,4 @@
-"""How large a step to take, and how good the finder's advice is.
+"""How to choose the size of a training step, and how good the finder's advice is.
 
 Docs: https://pets-nb.github.io/pets_nb/lr_finder.html.md"""
 

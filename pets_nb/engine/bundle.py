@@ -1,4 +1,4 @@
-"""A trained model as a folder of weights and words that loads in a second, checks itself, and answers for any kind of image.
+"""A trained model as a folder of weights and plain text that loads in a second, is checked before use, and takes images of any kind.
 
 Docs: https://pets-nb.github.io/pets_nb/engine/bundle.html.md"""
 

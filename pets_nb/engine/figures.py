@@ -1,4 +1,4 @@
-"""`Animation` puts a sequence of figures into a page as one image, and stands still for readers who ask for less motion.
+"""`Animation` puts a sequence of figures into a page as one moving image, which stands still for readers who ask for less motion.
 
 Docs: https://pets-nb.github.io/pets_nb/engine/figures.html.md"""
 

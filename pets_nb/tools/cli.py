@@ -1,4 +1,4 @@
-"""`pets_nb train`, `predict`, `audit`, `data`, `chapter` and `benchmark`: the library's main jobs, each in one line of a terminal.
+"""`pets_nb train`, `predict`, `audit`, `data`, `chapter` and `benchmark`: the library's main jobs, each as one command in a terminal.
 
 Docs: https://pets-nb.github.io/pets_nb/tools/cli.html.md"""
 
