@@ -175,6 +175,7 @@ def images(rng, n, work, model=None):
     status,out,err,seconds,mib = fresh(_PREDICT, model, stdin=stdin, env=env, limit=300)
     found = dict(predictions=[], errors={}) if status is None else json.loads(out)
     found = {Path(k).name: (why,0.) for k,why in [*((o['file'],'') for o in found['predictions']), *found['errors'].items()]}
+    found |= {o: (why,0.) for o in bad for why,_ in list(found.values()) if f'{o}: ' in why} # an empty folder is named in its reason
     yield from _check_images('images: predict', found, names, bad, seconds, mib, mib-base, (tools/'started').exists())
 
 # Names: whatever a file is called, the others are answered
