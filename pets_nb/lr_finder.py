@@ -20,7 +20,13 @@ from .engine.learner import quiet, restored
 class RateSweep(Callback):
     "Raise the rate before each batch, note the loss after it, stop when it explodes"
     order,run_valid,name = 60,False,'lr_finder'
-    def __init__(self, start=1e-7, end=10., num_it=100, stop_div=True, beta=0.98):
+    def __init__(self,
+        start:float=1e-7, # First rate
+        end:float=10., # Rate that would follow the last batch
+        num_it:int=100, # Most batches
+        stop_div:bool=True, # Stop when the smoothed loss is over 4 times its best?
+        beta:float=0.98, # Weight of the past in the smoothed loss
+    ):
         store_attr()
         self.rows,self.average,self.stopped = [],torch.tensor(0.),''
 
@@ -51,7 +57,7 @@ def sweep_rates(
     num_it:int=100, # Most batches; a short training set is used more than once
     stop_div:bool=True, # Stop when the smoothed loss is more than 4 times its best?
     seed:int=42, # Picks the order of the images; None: the present random state
-): # A `RateCurve`: `.suggestions`, `.problem`, `.history`, `.plot()`
+)->'RateCurve': # `.suggestions`, `.problem`, `.history`, `.plot()`
     "Train with a growing learning rate, undo it all, and say what the losses suggest"
     n,rates = len(learn.dls.train),[np.array(o, float) for o in (start_lr, end_lr)]
     if any(o.ndim>1 or not ((o>0) & np.isfinite(o)).all() for o in rates) or num_it<1:
