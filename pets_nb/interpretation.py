@@ -10,12 +10,12 @@ __all__ = ['confused_pairs', 'plot_confusion']
 # %% ../nbs/05_interpretation.ipynb #181ecbc3
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 
-# %% ../nbs/05_interpretation.ipynb #a19dc6b7
+# %% ../nbs/05_interpretation.ipynb #a24a8117
 def confused_pairs(
     true, # Indices of the true classes, shape (N,), int64
     answer, # Indices of the classes the model answers, shape (N,), int64
     classes, # Names of the classes
-)->pd.DataFrame: # A row for each kind of mistake: `true`, `answer`, `count`, most frequent first
+)->pd.DataFrame: # A row per kind of mistake: `true`, `answer`, `count`; largest first
     "The mistakes of a model, counted"
     true,answer = np.asarray(true),np.asarray(answer)
     wrong = true != answer
@@ -23,7 +23,7 @@ def confused_pairs(
     found = pd.DataFrame(dict(true=names[true[wrong]], answer=names[answer[wrong]]))
     return found.value_counts().reset_index()
 
-# %% ../nbs/05_interpretation.ipynb #42a45531
+# %% ../nbs/05_interpretation.ipynb #d088ad30
 def plot_confusion(
     true, # Indices of the true classes, shape (N,), int64
     answer, # Indices of the classes the model answers, shape (N,), int64
@@ -45,7 +45,8 @@ def plot_confusion(
         if k: ax.text(j, i, k, ha='center', va='center', color=colour)
     ax.set_xticks(range(len(keep)), names, rotation=90)
     ax.set_yticks(range(len(keep)), names)
-    title = 'All classes' if n<=most else f'The {most} of {n} classes that are confused most'
+    title = 'All classes'
+    if n>most: title = f'The {most} of {n} classes that are confused most'
     ax.set(xlabel='answer', ylabel='true class', title=title)
     ax.grid(False)
     return ax
