@@ -57,7 +57,7 @@ def sweep_rates(
     num_it:int=100, # Most batches; a short training set is used more than once
     stop_div:bool=True, # Stop when the smoothed loss is more than 4 times its best?
     seed:int=42, # Picks the order of the images; None: the present random state
-)->'RateCurve': # `.suggestions`, `.problem`, `.history`, `.plot()`
+)->object: # A `RateCurve`: `.suggestions`, `.problem`, `.history`, `.plot()`
     "Train with a growing learning rate, undo it all, and say what the losses suggest"
     n,rates = len(learn.dls.train),[np.array(o, float) for o in (start_lr, end_lr)]
     if any(o.ndim>1 or not ((o>0) & np.isfinite(o)).all() for o in rates) or num_it<1:
