@@ -8,10 +8,9 @@ Docs: https://pets-nb.github.io/pets_nb/engine/pipeline.html.md"""
 __all__ = ['sample_augmentations', 'augmentation_matrix', 'warp_image', 'OneWarp']
 
 # %% ../../nbs/engine/05_pipeline.ipynb #5baf8c5d
-from .files import ImageError, open_image, shown, _BIG, _open_regular
-import io, math, os, warnings
+from .pixels import _decode, _jpeg, _presize, _square
+import math, warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 import cv2, numpy as np, torch
 from PIL import Image
 from torch import Tensor
@@ -108,54 +107,6 @@ def _lighting_tables(brightness, contrast):
     value = (torch.arange(256)/255).clamp(1e-7, 1 - 1e-7).logit()
     lit = torch.sigmoid((value + brightness.logit()[:, None])*contrast[:, None])
     return (lit*255).round().to(torch.uint8).numpy()
-
-# %% ../../nbs/engine/05_pipeline.ipynb #20ac2ca4
-def _jpeg(source):
-    "Bytes and size of a plain, complete JPEG; None for anything else"
-    with _open_regular(source) as f:
-        if os.fstat(f.fileno()).st_size > 2**26: return
-        data = f.read()
-        if data[:3] != b'\xff\xd8\xff': return
-    try:
-        with Image.open(io.BytesIO(data), formats=['JPEG']) as im:
-            if im.mode not in ('RGB', 'L') or im.getexif().get(0x0112, 1) != 1: return
-            return (data, im.size) if data.rstrip(b'\0')[-2:] == b'\xff\xd9' else None
-    except Exception: return # `open_image` will say what is wrong
-
-_rgb = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-_flags = {1: _rgb, 2: _rgb | 16, 4: _rgb | 32, 8: _rgb | 64} # cv2.IMREAD_REDUCED_...
-
-def _decode(source, short=0):
-    "RGB pixels, upright, and by how much they were reduced"
-    is_file = isinstance(source, (str, Path))
-    try:
-        if is_file and (found := _jpeg(source)):
-            data,(w,h) = found
-            k = next((o for o in (8, 4, 2) if short and min(w, h) >= o*short), 1)
-            if w*h < _BIG*k*k:
-                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _flags[k])
-                if pixels is not None: return pixels,k
-        return np.array(open_image(source, short)),1
-    except ImageError as e:
-        name = f'{shown(source)}: '*is_file
-        raise ImageError(f'{name}{e}', e.kind) from None
-
-# %% ../../nbs/engine/05_pipeline.ipynb #1df1bcf5
-def _presize(pixels, k, short):
-    "Reduce to a shorter side of `short` by averaging, where it pays"
-    h,w = pixels.shape[:2]
-    if min(h, w) < 1.5*short: return pixels,k
-    scale = short/min(h, w)
-    size = max(round(w*scale), 1),max(round(h*scale), 1)
-    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA),k/scale
-
-def _square(pixels, k=1, x=0.5, y=0.5):
-    "The square that fastai's `Resize` cuts out, and a shift below a pixel"
-    h,w = pixels.shape[:2]
-    side = min(h, w)
-    left,top = (int(share*(n - side)*k)/k for share,n in ((x, w), (y, h)))
-    shift = np.array([[1, 0, 2*(left%1)/side], [0, 1, 2*(top%1)/side], [0, 0, 1]])
-    return pixels[int(top):int(top) + side, int(left):int(left) + side],shift
 
 # %% ../../nbs/engine/05_pipeline.ipynb #9b374d46
 def _each(f, items):
