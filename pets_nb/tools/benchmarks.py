@@ -41,10 +41,11 @@ from fastai.vision.all import (ImageBlock, Resize, aug_transforms, imagenet_stat
 import torchvision
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #aebdee61
-def _alternate(sides, turns):
+def _alternate(sides, turns, draw=lambda turn: None):
     "Run every side in every turn; a row for each"
     rows = []
     for turn in range(turns):
+        draw(turn)
         for name in list(sides)[::1 if turn%2==0 else -1]:
             start = time.perf_counter()
             found = sides[name](turn) or {}
@@ -72,11 +73,16 @@ class _Setting:
         with contextlib.redirect_stdout(io.StringIO()): self.images = find_images(data)
         self.arch,self.weights,self.size,self.workers = arch,weights,size,workers
         lists = len(self.images)>1000 and self._has_lists()
-        self.train,self.valid = self.images.split('official' if lists else 'random')
         self.split = 'official' if lists else 'random'
+        self.draw(0)
         self.bs = max(2, min(bs, len(self.train)//5))
         self.device = 'cuda' if torch.cuda.is_available() else 'cpu'
         self.precision = 'bfloat16' if bf16_is_fast(self.device) else 'float32'
+
+    def draw(self, turn):
+        "Another random split for every turn"
+        self.seed = 42+turn
+        self.train,self.valid = self.images.split(self.split, seed=self.seed)
 
     def _has_lists(self):
         try: return bool(self.images.split('official'))
@@ -88,8 +94,8 @@ class _Setting:
         return np.array([where[self.images.labels[i]] for i in idxs])
 
     def ours(self, seed, precision=None, head='linear', **speed):
-        dls = pets_dls(self.images, self.size, self.bs, self.split, device=self.device,
-                       speed=Speed(**speed), verbose=False)
+        dls = pets_dls(self.images, self.size, self.bs, self.split, seed=self.seed,
+            device=self.device, speed=Speed(**speed), verbose=False)
         how = seed,precision or self.precision,head
         return pets_learner(dls, self.arch, self.weights, *how, verbose=False)
 
@@ -156,14 +162,26 @@ def _loader(s, idxs, tfm, train):
         drop_last=train, persistent_workers=s.workers>0)
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #21ee0bc9
-def _plain_epochs(s, model, opt, sched, train, tuned):
+def _plain_epochs(s, model, opt, sched, train, tuned, epochs=1,
+                  loss_func=nn.functional.cross_entropy):
     half = tuned and s.precision!='float32'
-    for x,y in train:
-        x,y = x.to(s.device),y.to(s.device)
-        if tuned: x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(s.device, torch.bfloat16, enabled=half):
-            loss = nn.functional.cross_entropy(model(x), y)
-        loss.backward(); opt.step(); sched.step(); opt.zero_grad()
+    for _ in range(epochs):
+        for x,y in train:
+            x,y = x.to(s.device),y.to(s.device)
+            if tuned: x = x.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(s.device, torch.bfloat16, enabled=half):
+                loss = loss_func(model(x), y)
+            loss.backward(); opt.step(); sched.step(); opt.zero_grad()
+
+def _plain_error(s, model, tuned):
+    fixed = v2.Compose([v2.Resize(s.size), v2.CenterCrop(s.size), v2.PILToTensor(),
+                        v2.ToDtype(torch.float32, scale=True)])
+    valid = _loader(s, s.valid, fixed, False)
+    half = tuned and s.precision!='float32'
+    model.eval()
+    with torch.no_grad(), torch.autocast(s.device, torch.bfloat16, enabled=half):
+        wrong = [(model(x.to(s.device)).argmax(1).cpu()!=y) for x,y in valid]
+    return dict(error=torch.cat(wrong).float().mean().item())
 
 def _plain_training(s, turn, epochs=2, tuned=False):
     "A training loop in plain PyTorch with the rates of `fine_tune`"
@@ -171,21 +189,42 @@ def _plain_training(s, turn, epochs=2, tuned=False):
     model = network(s.arch, len(s.images.classes), s.weights).to(s.device)
     if tuned: model = model.to(memory_format=torch.channels_last)
     train = _loader(s, s.train, _v2(s.size), True)
-    fixed = v2.Compose([v2.Resize(s.size), v2.CenterCrop(s.size), v2.PILToTensor(),
-                        v2.ToDtype(torch.float32, scale=True)])
-    valid = _loader(s, s.valid, fixed, False)
     for n,rates in ((1,(0.,2e-3)), (epochs,(1e-4,1e-3))):
         for p in model[0].parameters(): p.requires_grad_(rates[0]>0)
         groups = [dict(params=o.parameters(), lr=r) for o,r in zip(model, rates) if r]
         opt = torch.optim.AdamW(groups, weight_decay=0.01, fused=tuned)
         sched = torch.optim.lr_scheduler.OneCycleLR(opt, [r for r in rates if r],
                                                     total_steps=n*len(train))
-        model.train()
-        for _ in range(n): _plain_epochs(s, model, opt, sched, train, tuned)
-    model.eval()
-    with torch.no_grad(), torch.autocast(s.device, torch.bfloat16, enabled=tuned):
-        wrong = [(model(x.to(s.device)).argmax(1).cpu()!=y) for x,y in valid]
-    return dict(error=torch.cat(wrong).float().mean().item())
+        _plain_epochs(s, model.train(), opt, sched, train, tuned, n)
+    return _plain_error(s, model, tuned)
+
+# %% ../../nbs/tools/02_benchmarks.ipynb #7d1e0a12
+def _timm_transform(size):
+    from timm.data import create_transform
+    return create_transform(size, is_training=True, mean=(0,)*3, std=(1,)*3,
+        auto_augment='rand-m9-mstd0.5-inc1', interpolation='bicubic', scale=(0.35,1.))
+
+def _timm_training(s, turn, epochs=6):
+    "timm's optimiser, schedule, loss and augmentation, on all layers"
+    from timm.loss import LabelSmoothingCrossEntropy
+    from timm.optim import create_optimizer_v2
+    from timm.scheduler import CosineLRScheduler
+    torch.manual_seed(42+turn)
+    model = network(s.arch, len(s.images.classes), s.weights).to(s.device)
+    model = model.to(memory_format=torch.channels_last)
+    train = _loader(s, s.train, _timm_transform(s.size), True)
+    opt = create_optimizer_v2(model, 'adamw', lr=5e-4, weight_decay=0.05)
+    steps = len(train)
+    sched = CosineLRScheduler(opt, epochs*steps, warmup_t=steps, warmup_lr_init=1e-6,
+                              t_in_epochs=False)
+    _plain_epochs(s, model.train(), opt, _Updates(sched), train, True, epochs,
+                  LabelSmoothingCrossEntropy(0.1))
+    return _plain_error(s, model, True)
+
+class _Updates:
+    "timm's schedulers count steps themselves"
+    def __init__(self, sched): self.sched,self.n = sched,0
+    def step(self): self.n += 1; self.sched.step_update(self.n)
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #dd443812
 def _sklearn_training(s, turn):
@@ -293,12 +332,17 @@ def _recipes(s, args):
             'head, then 4 epochs': partial(ours, epochs=4)}
 
 def _peers(s, args):
-    "Whole trainings: the chapter, plain PyTorch, scikit-learn, and this library"
-    return {'chapter': partial(_chapter_training, s),
+    "Whole trainings: the chapter, plain PyTorch, timm, scikit-learn, this library"
+    return {'chapter, fine_tune(2)': partial(_chapter_training, s),
+            'chapter, fine_tune(6)': partial(_chapter_training, s, epochs=6),
             'PyTorch': partial(_plain_training, s),
             'PyTorch, tuned': partial(_plain_training, s, tuned=True),
+            'timm, 6 epochs': partial(_timm_training, s),
             'scikit-learn on features': partial(_sklearn_training, s),
-            'this library': partial(_our_training, s, fit=head_first)}
+            'this library, 2 epochs': partial(_our_training, s),
+            'this library, head': partial(_our_training, s, epochs=0, fit=head_first),
+            'this library, head and 4 epochs': partial(_our_training, s, epochs=4,
+                                                       fit=head_first)}
 
 _WHAT = dict(input=_input, cache=_cache, training=_training, evaluation=_evaluation,
              memory=_memory, recipes=_recipes, peers=_peers)
@@ -344,7 +388,7 @@ def run_benchmark(
     found = {o: _record(files[o], dict(about, what=o)) for o in names}
     res = {}
     for o in names:
-        rows = found[o] or _alternate(_WHAT[o](s, args), turns)
+        rows = found[o] or _alternate(_WHAT[o](s, args), turns, s.draw)
         if not found[o]:
             head = dict(about=dict(about, what=o), machine=_machine())
             write_json(files[o], dict(head, rows=rows))
