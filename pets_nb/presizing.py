@@ -23,11 +23,11 @@ def two_ways(
     "An image warped, rotated and zoomed by fastai: presized, and step by step"
     x = Resize(item_size or round(size*460/224))(PILImage.create(image), split_idx=1)
     x = TensorImage(image2tensor(x)[None].float()/255)
-    turn,grow,tilt = (dict(draw=30, p=1.), dict(draw=1.2, draw_x=0.5, draw_y=0.5, p=1.),
-                      dict(draw_x=-0.2, draw_y=0.2, p=1.))
-    presized,tfms = x,[Warp(size=size, **tilt), Rotate(**turn), Zoom(**grow)]
+    warp,rotate = dict(draw_x=-0.2, draw_y=0.2, p=1.),dict(draw=30, p=1.)
+    zoom = dict(draw=1.2, draw_x=0.5, draw_y=0.5, p=1.)
+    presized,tfms = x,[Warp(size=size, **warp), Rotate(**rotate), Zoom(**zoom)]
     for tfm in setup_aug_tfms(tfms): presized = tfm(presized, split_idx=0)
-    stepwise = x.affine_coord(sz=size).warp(**tilt).rotate(**turn).zoom(**grow)
+    stepwise = x.affine_coord(sz=size).warp(**warp).rotate(**rotate).zoom(**zoom)
     return tuple(o.as_subclass(Tensor).clamp(0, 1) for o in (presized, stepwise))
 
 # %% ../nbs/02_presizing.ipynb #e3b9b23c
