@@ -1,4 +1,4 @@
-"""How to choose the size of a training step, and how good the finder's advice is.
+"""How to choose the size of a training step, and how good the finder's advice is
 
 Docs: https://pets-nb.github.io/pets_nb/lr_finder.html.md"""
 
@@ -78,7 +78,6 @@ def _steep(lrs, losses): return lrs[(losses.diff()/lrs.log().diff()).argmin()].i
 
 # %% ../nbs/06_lr_finder.ipynb #5034c017
 def _longest_fall(losses):
-    "Indices of the start and the end of the longest way down"
     v = losses.numpy()
     length = np.ones(len(v), dtype=int)
     for i in range(1, len(v)): length[i] += length[:i][v[:i]>v[i]].max(initial=0)
@@ -92,7 +91,6 @@ def _valley(lrs, losses):
 
 # %% ../nbs/06_lr_finder.ipynb #187d07fb
 def _window(losses, width=15, thresh=.005):
-    "Index of the left end of the last window that bends"
     slopes = np.gradient(losses.numpy())
     found = left = len(slopes)-1-width
     while left>=0 and abs(slopes[left+width]-slopes[left])>thresh:
@@ -118,12 +116,12 @@ def _problem(h, first, last, early):
     v = h.smooth_loss.to_numpy()[first:last]
     start,few = h.loss.iloc[0],'a smaller start_lr' if early else 'a larger num_it'
     if not np.isfinite(h.smooth_loss.iloc[0]): return f'the loss starts at {start}'
-    if len(v)<25: return f'only {len(v)} of 25 necessary points can be used: use {few}'
+    if len(v)<25: return f'only {len(v)} usable points, 25 are needed: use {few}'
     if np.ptp(v)<=.005*abs(v[0]): return 'the loss hardly changes: is anything trained?'
     if v.argmin()==0: return 'the loss only rises: use a smaller start_lr'
     fall,error = _fall(h, first, last)
     if fall<=max(4*error, .01*abs(v[0])):
-        return f'the loss falls by {fall:.2g}, and chance may do {4*error:.2g}'
+        return f'the loss falls by {fall:.2g}, and noise could explain {4*error:.2g}'
     if v.argmin()==len(v)-1 and not early: return 'it still falls: use a larger end_lr'
 
 # %% ../nbs/06_lr_finder.ipynb #09ab7324
@@ -172,7 +170,7 @@ def __repr__(self:RateCurve):
 @patch
 def plot(self:RateCurve,
     ax:plt.Axes=None, # Where to draw; None: a new figure
-    title:str='Loss while the rate grows',
+    title:str='Loss while the rate grows', # Title of the figure
 )->plt.Axes:
     "Draw the losses over the rate, with the suggestions"
     ax,h = ax or plt.subplots(figsize=(6,3.4))[1],self.history
@@ -180,13 +178,19 @@ def plot(self:RateCurve,
     ax.plot(h.lr, h.smooth_loss, color='#999999', lw=1)
     ax.plot(self.lrs, self.losses, color='C0')
     for i,(k,lr) in enumerate({} if self.problem else self.suggestions.items()):
-        loss = np.interp(lr, h.lr, h.smooth_loss)
-        ax.plot(lr, loss, 'osD^'[i], color=f'C{i+1}', label=k)
+        y = np.interp(lr, h.lr, h.smooth_loss)
+        ax.plot(lr, y, 'osD^'[i], color=f'C{i+1}', label=k)
     v = h.smooth_loss[np.isfinite(h.smooth_loss)][:max(1, len(self.lrs))]
     if len(v): ax.set_ylim(v.min()-.4*np.ptp(v)-.1, v.max()+.4*np.ptp(v)+.1)
     ax.set(xscale='log', xlabel='learning rate', ylabel='training loss', title=title)
     if not self.problem: ax.legend(fontsize=9)
     return ax
+
+# %% ../nbs/06_lr_finder.ipynb #72b53270
+def _train(learn, lr, fit):
+    with restored(learn), quiet(learn):
+        try: fit(learn, lr); return learn.validate()[:2]
+        except FloatingPointError: return math.nan,math.nan
 
 # %% ../nbs/06_lr_finder.ipynb #815af48e
 def map_rates(
@@ -197,11 +201,6 @@ def map_rates(
 )->pd.DataFrame: # `lr`, `seed`, `loss`, `error`; NaN where a run diverged
     "Train at every rate from the same start, and note validation loss and first metric"
     rows = []
-    for seed in seeds:
-        learn = make_learner(seed)
-        for lr in map(float, rates):
-            with restored(learn), quiet(learn):
-                try: fit(learn, lr); res = learn.validate()[:2]
-                except FloatingPointError: res = math.nan,math.nan
-            rows.append((lr, seed, *res))
+    for learn,seed in ((make_learner(o), o) for o in seeds):
+        rows += [(o, seed, *_train(learn, o, fit)) for o in map(float, rates)]
     return pd.DataFrame(rows, columns=['lr','seed','loss','error'])
