@@ -38,6 +38,16 @@ def shown(
     if isinstance(name, (bytes,os.PathLike)): name = os.fsdecode(name)
     return _UNPRINTABLE.sub(escape, str(name))
 
+# %% ../../nbs/engine/00_files.ipynb #3f5c0a02
+def _count(n, one):
+    "'1 image', '3 images', '2 classes'"
+    return f"{n:,} {one}{'' if n == 1 else 'es' if one[-1] == 's' else 's'}"
+
+def _some(names, n=10):
+    names = [f"'{shown(o)}'" for o in names]
+    more = f', ... ({len(names):,} in all)' if len(names) > n else ''
+    return ', '.join(names[:n]) + more
+
 # %% ../../nbs/engine/00_files.ipynb #f1cbd2b2
 def _walk(folder, recurse, above=()):
     "Visible regular files below `folder`, sorted"
@@ -201,7 +211,7 @@ def _eight_bits(a):
 
 # %% ../../nbs/engine/00_files.ipynb #43952fdc
 def _rgb(im):
-    "`im` in mode RGB: transparency laid on white, more than eight bits scaled to eight"
+    "`im` in mode RGB: transparency on a white background, more than eight bits scaled to eight"
     see_through = 'transparency' in im.info
     if im.mode == 'RGB' and not see_through: return im
     if im.mode == 'F' or im.mode.startswith('I'):
