@@ -22,4 +22,4 @@ def breed_of(
     name = re.split(r'[/\\]', str(file))[-1]
     if found := _form.fullmatch(name): return found[1]
     raise ValueError(f"'{shown(name)}' holds no breed; expected <breed>_<number>.jpg "
-                     'or another ending of an image.')
+                     'or another image extension.')
