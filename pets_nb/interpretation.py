@@ -1,4 +1,4 @@
-"""Which breeds it confuses, which images it is most wrong about, and how many images a confusion needs before you may believe it.
+"""Which breeds it confuses, which images it gets most wrong, and how many mistakes it takes to call that a confusion
 
 Docs: https://pets-nb.github.io/pets_nb/interpretation.html.md"""
 
@@ -31,22 +31,22 @@ def plot_confusion(
     most:int=12, # Classes to show: those that take part in most mistakes
     ax=None, # Where to draw; None makes a figure
 )->plt.Axes: # The matrix, coloured by the share of each true class
-    "Draw the confusion matrix of the classes that are confused most"
+    "Draw the confusion matrix of the classes that are confused most, as a heatmap"
     true,answer,n = np.asarray(true),np.asarray(answer),len(classes)
     matrix = np.bincount(true*n + answer, minlength=n*n).reshape(n, n)
     mistakes = matrix.sum(0) + matrix.sum(1) - 2*matrix.diagonal()
     keep = np.sort(np.argsort(-mistakes, kind='stable')[:most])
     part,names = matrix[np.ix_(keep, keep)],[classes[i] for i in keep]
-    ax = ax or plt.subplots(figsize=(7,7))[1]
     share = part/matrix.sum(1).clip(1)[keep,None]
+    ax = ax or plt.subplots(figsize=(7,7))[1]
     ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
     for (i,j),k in np.ndenumerate(part):
-        colour = 'white' if share[i,j]>.5 else '#222222'
-        if k: ax.text(j, i, k, ha='center', va='center', color=colour)
+        if k: ax.text(j, i, k, ha='center', va='center',
+                      color='white' if share[i,j]>.5 else '#222222')
     ax.set_xticks(range(len(keep)), names, rotation=90)
     ax.set_yticks(range(len(keep)), names)
-    title = 'All classes'
-    if n>most: title = f'The {most} of {n} classes that are confused most'
+    title = f'The {most} of {n} classes confused most' if n>most else 'All classes'
     ax.set(xlabel='answer', ylabel='true class', title=title)
+    ax.tick_params(labelsize=9)
     ax.grid(False)
     return ax
