@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from pets_nb.engine.drawn import breed_traits, draw_pet, draw_pets, get_drawn, invented_traits, _planted_traps, _trait_distance
+from pets_nb.engine.drawn import breed_traits, draw_pet, draw_pets, get_drawn, invented_traits, _trait_distance
 
 BREEDS = ['Birman', 'beagle', 'pug', 'Sphynx']
 
 def pixels(folder): return {p.name: p.read_bytes() for p in sorted((folder/'images').iterdir())}
+def planted_traps(folder): return json.loads((folder/'drawn.json').read_text())['planted']
 def draw(*args, **kwargs): return draw_pets(*args, **{'n_workers': 1, 'progress': False, **kwargs})
 def python(code, **kwargs): return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=120, **kwargs)
 
@@ -112,7 +113,7 @@ def test_lists(folder):
     assert Counter(n.rsplit('_', 1)[0] for n,*_ in train) == {b: 3 for b in BREEDS}
 
 def test_traps_are_what_they_say(folder):
-    planted, images = _planted_traps(folder), folder/'images'
+    planted, images = planted_traps(folder), folder/'images'
     kinds = {k: [Image.open(images/n) for n in planted[k]] for k in ('gif', 'png', 'trailing_bytes')}
     assert [(i.format, i.mode) for i in kinds['gif']] == [('GIF', 'P')]
     assert [(i.format, i.mode) for i in kinds['png']] == [('PNG', 'RGBA')]*3
@@ -121,29 +122,20 @@ def test_traps_are_what_they_say(folder):
 
 def test_a_look_at_the_content_finds_exactly_the_planted_ones(folder):
     odd = {p.name for p in (folder/'images').iterdir() if not (p.read_bytes().startswith(b'\xff\xd8') and p.read_bytes().endswith(b'\xff\xd9'))}
-    assert odd == {n for names in _planted_traps(folder).values() for n in names}
+    assert odd == {n for names in planted_traps(folder).values() for n in names}
 
 def test_no_traps(tmp_path):
     d = draw(tmp_path/'clean', 2, ['pug', 'Bengal'], traps=False)
-    assert _planted_traps(d) == {} and all((i.format, i.mode) == ('JPEG', 'RGB') for i in map(Image.open, (d/'images').iterdir()))
+    assert planted_traps(d) == {} and all((i.format, i.mode) == ('JPEG', 'RGB') for i in map(Image.open, (d/'images').iterdir()))
 
 def test_one_image_has_room_for_few_traps(tmp_path):
     d = draw(tmp_path/'tiny', 1, ['pug'])
-    assert (d/'images/pug_1.jpg').exists() and sum(map(len, _planted_traps(d).values())) == 1 + 3
+    assert (d/'images/pug_1.jpg').exists() and sum(map(len, planted_traps(d).values())) == 1 + 3
 
 def test_same_again_draws_nothing(folder):
     before = {p: p.stat().st_mtime_ns for p in (folder/'images').iterdir()}
     assert draw(folder, 6, BREEDS) == folder
     assert before == {p: p.stat().st_mtime_ns for p in (folder/'images').iterdir()}
-
-def test_a_folder_of_the_first_edition_is_taken_over(tmp_path):
-    "Its record has no sizes"
-    d = draw(tmp_path/'d', 1, BREEDS)
-    record = json.loads((d/'drawn.json').read_text())
-    del record['sizes']
-    (d/'drawn.json').write_text(json.dumps(record))
-    (d/'images/pug_1.jpg').unlink()
-    assert (draw(d, 1, BREEDS)/'images/pug_1.jpg').exists()
 
 def test_missing_and_damaged_images_are_drawn_again(tmp_path, capfd):
     d = draw(tmp_path/'d', 2, BREEDS)
@@ -154,7 +146,7 @@ def test_missing_and_damaged_images_are_drawn_again(tmp_path, capfd):
     draw(d, 2, BREEDS)
     assert pixels(d) == before
     said = capfd.readouterr().err
-    assert '3 drawn images' in said and all(o in said for o in ('pug_1.jpg', 'pug_2.jpg', 'beagle_1.jpg'))
+    assert '3 missing or damaged images' in said and all(o in said for o in ('pug_1.jpg', 'pug_2.jpg', 'beagle_1.jpg'))
     for p in (d/'images').glob('*.jpg'): p.unlink()
     draw(d, 2, BREEDS)
     assert pixels(d) == before
@@ -171,6 +163,12 @@ def test_a_record_of_something_else(tmp_path):
     for text in ('null', '[]', '{}', '3'):
         (d/'drawn.json').write_text(text)
         with pytest.raises(FileExistsError, match='something else'): draw(d, 1, ['pug'], traps=False)
+
+def test_one_image_is_no_plural(tmp_path, capfd):
+    d = draw(tmp_path/'d', 2, ['pug'], traps=False)
+    (d/'images/pug_1.jpg').unlink()
+    draw(d, 2, ['pug'], traps=False)
+    assert capfd.readouterr().err == 'Drawing 1 missing or damaged image again: pug_1.jpg\n'
 
 def test_foreign_folder_is_left_alone(tmp_path):
     (tmp_path/'mine').mkdir(); (tmp_path/'mine/photo.txt').write_text('keep me')

@@ -8,15 +8,15 @@ Docs: https://pets-nb.github.io/pets_nb/engine/drawn.html.md"""
 __all__ = ['breed_traits', 'draw_pet', 'invented_traits', 'draw_pets', 'get_drawn']
 
 # %% ../../nbs/engine/03_drawn.ipynb #cb01bcf2
-import colorsys, functools, json, os, sys, threading, time, warnings, zlib
+import colorsys, copy, functools, json, os, sys, threading, time, warnings, zlib
 from concurrent.futures import ProcessPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
-from .files import atomic_path, config_folder, shown, write_json
+from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter
+from .files import atomic_path, config_folder, shown, write_json, _count
 
 # %% ../../nbs/engine/03_drawn.ipynb #cbdfc90d
 def _read_traits():
@@ -27,36 +27,49 @@ def _read_traits():
 
 breed_traits = _read_traits()
 
-# %% ../../nbs/engine/03_drawn.ipynb #c7cb58e4
-def _rgb(colour):
-    return np.array([int(colour[i:i+2], 16) for i in (1,3,5)], dtype=float)
-def _hex(rgb):
-    return '#%02x%02x%02x' % tuple(int(round(min(255, max(0, v)))) for v in rgb)
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c02
+def _rgb(colour): return np.array(ImageColor.getrgb(colour), dtype=float)
+def _hsv(*hsv): return 255*np.array(colorsys.hsv_to_rgb(*hsv))
 def _ink(rgb): return tuple(int(min(255, max(0, v))) for v in rgb)
+def _hex(rgb): return '#%02x%02x%02x' % _ink(np.round(rgb))
 def _mix(a, b, share): return np.asarray(a)*(1-share) + np.asarray(b)*share
+def _dark(t, share): return _mix(t.base, t.point, share)
+def _pale(t, share): return _mix(t.base, t.second, share)
 
+# %% ../../nbs/engine/03_drawn.ipynb #c7cb58e4
 _jittered = dict(coat=.06, ear_size=.07, muzzle=.06, muzzle_width=.04, head=.035,
     jaw=.04, eye_size=.06, size=.06, legs=.05)
+
+def _individual(row, rng):
+    "One animal of a breed: numbers and colours a little off"
+    t = SimpleNamespace(**row)
+    for k,s in _jittered.items(): setattr(t, k, max(0., float(row[k]) + s*rng.normal()))
+    t.coat *= float(row['coat']) > 0
+    t.fur, tone = min(t.coat, 1.1), rng.normal(0, 7) + rng.normal(0, 4, 3)
+    for k in ('base','second','point'):
+        c = _rgb(row[k])
+        c = c + tone*(.6 + .4*(c.mean() > 60)) + rng.normal(0, 3, 3)
+        setattr(t, k, np.clip(c, 4, 252))
+    t.eye = np.clip(_rgb(row['eye']) + rng.normal(0, 10, 3), 5, 250)
+    t.pupil, t.bow = rng.uniform(.25, .75), rng.uniform(60, 240, 3)
+    return _coloured(t)
+
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c04
 _dark_zones = dict(points='mask ears feet tail', mask='mask ears', saddle='saddle',
     hood='hood ears', cap='cap ears', wolf='saddle ears mask', flecks='ears', tan='',
     patches='patch')
 
-def _individual(row, rng):
-    "One animal of a breed: numbers and colours a little off"
-    t = SimpleNamespace(**{k: row[k] for k in row.index})
-    for k,s in _jittered.items(): setattr(t, k, max(0., float(row[k]) + s*rng.normal()))
-    if float(row['coat']) == 0: t.coat = 0.
-    tone = rng.normal(0, 7) + rng.normal(0, 4, 3)
-    for k in ('base','second','point'):
-        c = _rgb(row[k])
-        setattr(t, k, np.clip(c + tone*(.6 + .4*(c.mean() > 60)) + rng.normal(0, 3, 3),
-            4, 252))
-    t.eye = np.clip(_rgb(row['eye']) + rng.normal(0, 10, 3), 5, 250)
-    for k in ('light','extra'): setattr(t, k, set(str(row[k]).split('+')))
+def _coloured(t):
+    t.light, t.extra = set(t.light.split('+')), set(t.extra.split('+'))
     t.dark = set(_dark_zones.get(t.pattern, '').split())
+    t.back = t.point if t.pattern == 'saddle' and 'silky' in t.extra else t.base
+    t.feet = _dark(t, .9) if 'feet' in t.dark else t.back
+    if 'feet' in t.light: t.feet = t.second
+    t.ears = t.point if 'ears' in t.dark else _dark(t, .25)
+    t.snout = _pale(t, .5 if t.species == 'cat' or t.coat > .5 else .2)
+    if t.pattern == 'tan' or t.light & {'muzzle', 'blaze'}: t.snout = t.second
+    if t.dark & {'mask', 'hood'}: t.snout = _dark(t, .92)
     return t
-
-def _fur(t): return float(np.clip(t.coat, 0, 1.1))
 
 # %% ../../nbs/engine/03_drawn.ipynb #c4b9ae09
 def _smooth(points, rounds=2):
@@ -67,678 +80,623 @@ def _smooth(points, rounds=2):
     return p
 
 def _ellipse(x, y, rx, ry, turn=0., n=28):
-    a = np.linspace(0, 2*np.pi, n, endpoint=False)
+    a, c, s = np.linspace(0, 2*np.pi, n, endpoint=False), np.cos(turn), np.sin(turn)
     p = np.stack([rx*np.cos(a), ry*np.sin(a)], 1)
-    return p @ np.array([[np.cos(turn), np.sin(turn)],
-        [-np.sin(turn), np.cos(turn)]]) + (x, y)
+    return p @ np.array([[c, s], [-s, c]]) + (x, y)
+def _mirrored(half):
+    x, *rest = half[0]
+    return [(-x, *rest), *half, *((-x, *rest) for x,*rest in half[:0:-1] if x)]
+
+def _blob(rng, x, y, rx, ry, rough, n=10):
+    return _smooth(_ellipse(x, y, rx, ry, n=n) + rng.normal(0, rough, (n, 2)))
+
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c08
+def _normals(d):
+    length = np.linalg.norm(d, axis=1, keepdims=True) + 1e-9
+    return np.stack([-d[:,1], d[:,0]], 1)/length
 
 def _limb(points, widths, n=9):
-    p, w = np.asarray(points, float), np.asarray(widths, float)
-    s, k = np.linspace(0, 1, n), np.linspace(0, 1, len(p))
-    c = np.stack([np.interp(s, k, p[:,0]), np.interp(s, k, p[:,1])], 1)
+    s, k = np.linspace(0, 1, n), np.linspace(0, 1, len(points))
+    c = np.stack([np.interp(s, k, o) for o in np.transpose(points)], 1)
     c[1:-1] = (c[:-2] + 2*c[1:-1] + c[2:])/4
-    d = np.gradient(c, axis=0)
-    d /= np.linalg.norm(d, axis=1, keepdims=True) + 1e-9
-    side = np.stack([-d[:,1], d[:,0]], 1) * np.interp(s, k, w)[:,None]
+    side = _normals(np.gradient(c, axis=0)) * np.interp(s, k, widths)[:,None]
     return _smooth(np.concatenate([c + side, (c - side)[::-1]]), 1)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c78e8512
 def _fluff(points, amount, rng, tuft=.16):
     p = np.asarray(points, float)
     if amount < .008: return p
-    at = np.concatenate([[0], np.cumsum(np.linalg.norm(np.roll(p, -1, 0) - p, axis=1))])
+    at = np.append(0, np.linalg.norm(np.roll(p, -1, 0) - p, axis=1).cumsum())
     n = 2*max(8, int(at[-1]/max(tuft, amount)/2 + .5)*2)
     where = (np.arange(n) + rng.uniform(-.25, .25, n)) * at[-1]/n % at[-1]
-    q = np.stack([np.interp(where, at, np.append(p[:,i], p[0,i])) for i in (0,1)], 1)
-    d = np.roll(q, -1, 0) - np.roll(q, 1, 0)
-    out = np.stack([d[:,1], -d[:,0]], 1) / (np.linalg.norm(d, axis=1, keepdims=True)
-        + 1e-9)
-    if ((p[:,0]*np.roll(p[:,1], -1) - p[:,1]*np.roll(p[:,0], -1)).sum() < 0): out = -out
-    q = q + out*(np.where(np.arange(n) % 2 == 0, rng.uniform(.25, 1.15, n),
-        -.12) * amount)[:,None]
+    q = np.stack([np.interp(where, at, np.append(o, o[0])) for o in p.T], 1)
+    out = _normals(np.roll(q, -1, 0) - np.roll(q, 1, 0))
+    x, y = p.T
+    if (x*np.roll(y, -1) - y*np.roll(x, -1)).sum() >= 0: out = -out
+    reach = np.where(np.arange(n) % 2 == 0, rng.uniform(.25, 1.15, n), -.12) * amount
+    q = q + out*reach[:,None]
     q[::2,1] += amount*.45
     return _smooth(q, 1)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c81717cd
 class _Canvas:
-    def __init__(self, picture, rng):
-        self.rgb, self.rng, (self.w, self.h) = picture, rng, picture.size
-        self.cover = Image.new('L', picture.size)
-        self.k, self.pad = 9, 6
-        self.small = (-(-self.w//self.k) + 2*self.pad, -(-self.h//self.k) + 2*self.pad)
-        self.shade = np.zeros(self.small[::-1], dtype=np.float32)
-        self.filled = self.shade.copy()
+    k, pad, origin = 9, 6, 0 # scale and margin of the map of light; corner of a tile
+    def __init__(self, image, rng):
+        self.rgb, self.pen, self.rng = image, ImageDraw.Draw(image), rng
+        (self.w, self.h), self.cover = image.size, Image.new('L', image.size)
+        self.small = tuple(-(-o//self.k) + 2*self.pad for o in image.size)
+        self.shade, self.filled = np.zeros((2, *self.small[::-1]), dtype=np.float32)
         a = rng.uniform(-2.6, -.55)
         self.sun = np.array([np.cos(a), np.sin(a)])
         self.frame(0, 0, 1)
 
     def frame(self, x, y, scale, roll=0., flip=1):
-        self.at, self.scale = np.array([x, y]), scale
-        c, s = np.cos(roll), np.sin(roll)
+        self.at, self.scale, c, s = np.array([x, y]), scale, np.cos(roll), np.sin(roll)
         self.turn = scale*np.array([[c, s], [-s, c]]) * np.array([flip, 1])
 
-    def px(self, points): return np.asarray(points, float) @ self.turn + self.at
+    def px(self, points):
+        return np.asarray(points, float) @ self.turn + self.at - self.origin
 
-    def mask(self, p):
-        m = Image.new('L', self.small)
-        ImageDraw.Draw(m).polygon((p/self.k + self.pad).ravel().tolist(), fill=255)
-        return m
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c0a
+def _outline(shape):
+    if isinstance(shape, tuple): return _ellipse(*shape)
+    return _smooth(shape) if isinstance(shape, list) else shape
 
-    def line(self, points, colour, width):
-        _stroke(ImageDraw.Draw(self.rgb), self.px(points), colour, width*self.scale)
+def _stencil(size, p, fill=255):
+    m = Image.new('L', size)
+    ImageDraw.Draw(m).polygon(p.ravel().tolist(), fill=fill)
+    return m
 
-def _stroke(pen, p, colour, width):
-    pen.line(p.ravel().tolist(), fill=_ink(colour), width=max(1, int(width + .5)),
-        joint='curve')
+@patch
+def fill(self:_Canvas, shape, colour):
+    p = self.px(_outline(shape)).ravel().tolist()
+    self.pen.polygon(p, fill=_ink(colour))
+
+@patch
+def line(self:_Canvas, points, colour, width=.03):
+    p, width = self.px(points).ravel().tolist(), max(1, int(width*self.scale + .5))
+    self.pen.line(p, fill=_ink(colour), width=width, joint='curve')
+
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c27
+@patch
+def soft(self:_Canvas, shape, colour, blur=.12, strength=1., k=6, rim=2):
+    (w, h), p = self.rgb.size, self.px(_outline(shape))/k
+    m = _stencil((w//k + rim, h//k + rim), p, int(255*strength))
+    m = m.filter(ImageFilter.BoxBlur(float(max(.5, blur*self.scale/k))))
+    m = m.resize((m.width*k, m.height*k), Image.BILINEAR).crop((0, 0, w, h))
+    self.rgb.paste(_ink(colour), (0, 0), m)
+
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c0c
+@patch
+def hair(self:_Canvas, n, at, spread, length, contrast=.12, centre=(0, 0)):
+    rng, p = self.rng, np.asarray(at) + self.rng.uniform(-1, 1, (n, 2))*spread
+    d = (p - centre)*.6 + (0, .6)
+    d *= length/(np.linalg.norm(d, axis=1, keepdims=True) + .3)
+    a, b = self.px(p), self.px(p + d + rng.normal(0, .12*length, (n, 2)))
+    gain, seen = 1 + contrast*rng.uniform(-1, 1, (n, 1)), np.asarray(self.rgb)
+    x, y = np.clip(a.astype(int), 0, (self.rgb.width - 1, self.rgb.height - 1)).T
+    ink = np.clip(seen[y, x]*gain + 14*(gain - 1), 0, 255).astype(int)
+    width = max(1, int(.028*self.scale))
+    for s,e,i in zip(a.tolist(), b.tolist(), ink.tolist()):
+        self.pen.line(s + e, fill=tuple(i), width=width)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c8b20755
 @patch
-def part(self:_Canvas, points, colour, paint=None, relief=1., shadow=.35, cover=255):
-    p = self.px(points)
-    x0, y0 = np.maximum(np.floor(p.min(0)), 0).astype(int)
-    x1, y1 = np.minimum(np.ceil(p.max(0)) + 1, (self.w, self.h)).astype(int)
-    if x1 - x0 < 1 or y1 - y0 < 1: return
-    mask, where = Image.new('L', (int(x1 - x0), int(y1 - y0))), (int(x0), int(y0))
-    ImageDraw.Draw(mask).polygon((p - where).ravel().tolist(), fill=255)
-    if paint is None: self.rgb.paste(_ink(colour), where, mask)
-    else:
-        tile = _Tile(self, Image.new('RGB', mask.size, _ink(colour)),
-            np.array([x0, y0]))
-        paint(tile)
-        self.rgb.paste(tile.rgb, where, mask)
+def part(self:_Canvas, shape, colour, rough=0., paint=None, relief=1., shadow=.35,
+         cover=255, tuft=.16, hair=None):
+    p = self.px(_fluff(_outline(shape), rough, self.rng, tuft))
+    start = np.maximum(np.floor(p.min(0)), 0).astype(int)
+    size = np.minimum(np.ceil(p.max(0)) + 1, (self.w, self.h)).astype(int) - start
+    if min(size) < 1: return
+    where, size, tile = tuple(start.tolist()), tuple(size.tolist()), copy.copy(self)
+    tile.rgb, tile.origin = Image.new('RGB', size, _ink(colour)), start
+    tile.pen, mask = ImageDraw.Draw(tile.rgb), _stencil(size, p - start)
+    if paint: paint(tile)
+    if hair: tile.hair(*hair)
+    self.rgb.paste(tile.rgb, where, mask)
     self.cover.paste(cover, where, mask)
     if relief: self.light(p, relief, shadow)
 
 # %% ../../nbs/engine/03_drawn.ipynb #cb6c8439
 @patch
 def light(self:_Canvas, p, relief, shadow):
-    m = self.mask(p)
+    m, blur = _stencil(self.small, p/self.k + self.pad), ImageFilter.BoxBlur
     r = float(max(1., .22*float(np.sqrt(np.ptp(p[:,0])*np.ptp(p[:,1])))/self.k))
-    soft = m.filter(ImageFilter.BoxBlur(r)).filter(ImageFilter.BoxBlur(r*.6))
-    fall = ImageChops.offset(soft,
-        *(-self.sun*max(1.5, r*.5)).round().astype(int).tolist())
-    m, soft, fall = (np.asarray(x, dtype=np.float32)*(1/255)
-        for x in (m.filter(ImageFilter.BoxBlur(.6)), soft, fall))
+    soft = m.filter(blur(r)).filter(blur(r*.6))
+    away = (-self.sun*max(1.5, r*.5)).round().astype(int).tolist()
+    layers = m.filter(blur(.6)), soft, ImageChops.offset(soft, *away)
+    m, soft, fall = (np.asarray(o, dtype=np.float32)*(1/255) for o in layers)
     if shadow: self.shade -= shadow*fall*(1 - m)*self.filled
     self.shade += (((soft - .93)*.38 + (soft - fall)*.75) * relief - self.shade)*m
     self.filled = np.maximum(self.filled, m)
 
 @patch
-def ground_shadow(self:_Canvas, x, y, rx, ry=.22):
-    m = self.mask(self.px(_ellipse(x, y, rx, ry))).filter(ImageFilter.BoxBlur(max(1.,
-        .12*float(self.scale)/self.k)))
+def ground_shadow(self:_Canvas, *ellipse):
+    m = _stencil(self.small, self.px(_ellipse(*ellipse))/self.k + self.pad)
+    m = m.filter(ImageFilter.BoxBlur(max(1., .12*float(self.scale)/self.k)))
     self.shade -= np.asarray(m, dtype=np.float32)*(.4/255)
-
-# %% ../../nbs/engine/03_drawn.ipynb #ca355003
-class _Tile:
-    def __init__(self, canvas, rgb, origin):
-        self.c, self.rgb, self.origin, self.rng = canvas, rgb, origin, canvas.rng
-        self.pen = ImageDraw.Draw(rgb)
-
-    def px(self, points): return self.c.px(points) - self.origin
-    def fill(self, points, colour):
-        self.pen.polygon(self.px(points).ravel().tolist(), fill=_ink(colour))
-    def line(self, points, colour, width=.03):
-        _stroke(self.pen, self.px(points), colour, width*self.c.scale)
-
-    def soft(self, points, colour, blur=.12, strength=1.):
-        k, (w, h) = 6, self.rgb.size
-        m = Image.new('L', (w//k + 2, h//k + 2))
-        ImageDraw.Draw(m).polygon((self.px(points)/k).ravel().tolist(),
-            fill=int(255*strength))
-        m = m.filter(ImageFilter.BoxBlur(float(max(.5, blur*self.c.scale/k))))
-        self.rgb.paste(_ink(colour), (0, 0), m.resize((m.width*k, m.height*k),
-            Image.BILINEAR).crop((0, 0, w, h)))
-
-    def hair(self, n, at, spread, length, contrast=.12, centre=(0, 0)):
-        rng, p = self.rng, np.asarray(at) + self.rng.uniform(-1, 1, (n, 2))*spread
-        d = (p - centre)*.6 + (0, .6)
-        d *= length/(np.linalg.norm(d, axis=1, keepdims=True) + .3)
-        a, b = self.px(p), self.px(p + d + rng.normal(0, .12*length, (n, 2)))
-        gain, seen = 1 + contrast*rng.uniform(-1, 1, (n, 1)), np.asarray(self.rgb)
-        x, y = np.clip(a.astype(int), 0, (self.rgb.width - 1, self.rgb.height - 1)).T
-        ink = np.clip(seen[y, x]*gain + 14*(gain - 1), 0, 255).astype(int)
-        width = max(1, int(.028*self.c.scale))
-        for s,e,i in zip(a.tolist(), b.tolist(), ink.tolist()):
-            self.pen.line(s + e, fill=tuple(i), width=width)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c9145043
 def _coat(tile, t, box, part='body'):
-    x0, y0, x1, y1 = box
-    w, h, dark, body = x1 - x0, y1 - y0, _mix(t.base, t.point, .82), part == 'body'
-    if t.pattern in ('spots', 'rosettes'): _spots(tile, t, box, dark, part)
-    elif t.pattern == 'tabby': _stripes(tile, box, dark, .30 if body else .22, .055)
-    elif t.pattern == 'brindle':
-        _stripes(tile, box, _mix(t.base, t.point, .6), .16, .022)
-    elif t.pattern == 'ticked':
-        tile.hair(int(22*w*h) + 10, ((x0+x1)/2, (y0+y1)/2), (w/2, h/2), .10, .30)
-    elif t.pattern == 'flecks' or (t.pattern == 'hood' and body):
-        _blots(tile, int((16 if body else 9)*w*h), box, (.02, .07), (.02, .06), 0,
-            _mix(t.base, t.point, .75))
-    elif t.pattern == 'patches' and body:
-        _blots(tile, 3, box, (.12*w, .25*w), (.12*h, .25*h), .08, t.point)
+    (x0, y0, x1, y1), body, fill, rng = box, part == 'body', tile.fill, tile.rng
+    x, y, w, h = (x0 + x1)/2, (y0 + y1)/2, x1 - x0, y1 - y0
+    if t.pattern in ('spots', 'rosettes'): _spots(tile, t, box, part)
+    if t.pattern == 'tabby':
+        _stripes(tile, box, _dark(t, .82), .30 if body else .22, .055)
+    if t.pattern == 'brindle': _stripes(tile, box, _dark(t, .6), .16, .022)
+    if t.pattern == 'ticked':
+        tile.hair(int(22*w*h) + 10, (x, y), (w/2, h/2), .10, .30)
+    if t.pattern == 'flecks' or (t.pattern == 'hood' and body):
+        for _ in range(int((16 if body else 9)*w*h)):
+            fill((*_spot(rng, box, .02, .07, .02, .06), 0, 6), _dark(t, .75))
+    for _ in range(3) if t.pattern == 'patches' and body else ():
+        spot = _spot(rng, box, .12*w, .25*w, .12*h, .25*h)
+        fill(_blob(rng, *spot, .08, 9), t.point)
 
-def _blots(tile, n, box, wide, high, rough, colour):
-    rng, (x0, y0, x1, y1) = tile.rng, box
-    for _ in range(n):
-        spot = _ellipse(rng.uniform(x0, x1), rng.uniform(y0, y1), rng.uniform(*wide),
-            rng.uniform(*high), n=9 if rough else 6)
-        tile.fill(_smooth(spot + rng.normal(0, rough, spot.shape)) if rough else spot,
-            colour)
+def _spot(rng, box, *radii):
+    x0, y0, x1, y1 = box
+    return tuple(rng.uniform(*o) for o in ((x0, x1), (y0, y1), radii[:2], radii[2:]))
 
 # %% ../../nbs/engine/03_drawn.ipynb #c4feba2c
-def _spots(tile, t, box, dark, part):
-    rng, (x0, y0, x1, y1) = tile.rng, box
-    step, head = (.24, True) if part == 'head' else (.30 if part == 'body' else .24,
-        False)
+def _spots(tile, t, box, part):
+    rng, (x0, y0, x1, y1), head = tile.rng, box, part == 'head'
+    step = .30 if part == 'body' else .24
     for y in np.arange(y0, y1, step):
         for x in np.arange(x0, x1, step):
             u, v = x + rng.uniform(0, step), y + rng.uniform(0, step)
             if head and v > -.28 and abs(u) < .75: continue
             r = rng.uniform(.055, .085) if head else rng.uniform(.07, .115)
-            tile.fill(_ellipse(u, v, r*1.3, r, rng.uniform(-.5, .5), n=9), dark)
+            tile.fill((u, v, r*1.3, r, rng.uniform(-.5, .5), 9), _dark(t, .82))
             if t.pattern == 'rosettes' and r > .085:
-                tile.fill(_ellipse(u + .02, v + .01, r*.75, r*.5, n=8),
-                    _mix(t.base, t.point, .35))
+                tile.fill((u + .02, v + .01, r*.75, r*.5, 0, 8), _dark(t, .35))
 
 def _stripes(tile, box, colour, step, width):
-    rng, (x0, y0, x1, y1) = tile.rng, box
+    rng, (x0, y0, x1, y1), a = tile.rng, box, np.linspace(0, 2.5, 5)
     for y in np.arange(y0, y1, step):
         for edge in (x0, x1):
-            xs = np.linspace(edge, edge + ((x0 + x1)/2 - edge)*rng.uniform(.55, .85), 5)
-            ys = y + .12*np.sin(np.linspace(0, 2.5, 5)
-                + rng.uniform(0, 1)) + rng.uniform(-.05, .05)
-            tile.line(np.stack([xs, ys], 1), colour, width*rng.uniform(.7, 1.5))
+            x = np.linspace(edge, edge + ((x0 + x1)/2 - edge)*rng.uniform(.55, .85), 5)
+            y_ = y + .12*np.sin(a + rng.uniform(0, 1)) + rng.uniform(-.05, .05)
+            tile.line(np.stack([x, y_], 1), colour, width*rng.uniform(.7, 1.5))
 
 # %% ../../nbs/engine/03_drawn.ipynb #c32287f1
 class _Head:
     def __init__(self, t, yaw, pitch=0.):
-        self.t, self.pitch, self.cat = t, pitch, t.species == 'cat'
+        self.pitch, self.cat = pitch, t.species == 'cat'
         self.sin, self.cos = np.sin(yaw), np.cos(yaw)
-
     def __call__(self, x, y, z=0.):
         return np.array([x*self.cos + z*self.sin, y + z*self.pitch])
-    def at(self, points): return _smooth([self(*p) for p in points])
+    def at(self, points, side=1): return [self(side*x, *yz) for x,*yz in points]
 
-    def outline(self):
-        t, w = self.t, self.t.head*(1 + .10*_fur(self.t))
-        chin, jaw = (.86 if self.cat else .80), t.jaw*w
-        half = [(.42*w, -.90, 0), (.78*w, -.66, 0), (.96*w, -.18, 0),
-            (.92*w*(.9 + .1*t.jaw), .24, .1), (jaw*.86, .62, .2), (jaw*.42, chin, .3)]
-        return self.at(half + [(-x, y, z) for x,y,z in half[::-1]])
-
-def _ear_colour(t):
-    if 'ears' in t.dark or t.pattern == 'flecks': return t.point
-    return _mix(t.base, t.point, .25)
+def _skull(h, t):
+    w = t.head*(1 + .10*t.fur)
+    half = [(.42*w, -.90, 0), (.78*w, -.66, 0), (.96*w, -.18, 0),
+        (.92*w*(.9 + .1*t.jaw), .24, .1), (t.jaw*w*.86, .62, .2),
+        (t.jaw*w*.42, .86 if h.cat else .80, .3)]
+    return h.at(half) + h.at(half[::-1], -1)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c21b4422
-def _pricked_ears(c, h, t):
+def _pricked_ear(h, t, side):
     size, blunt = .62*t.ear_size, 0. if t.ear == 'pricked' else .25
+    x, lean = .60*t.head*side, side*(.16 + .20*(t.ear_size > 1.3))
+    tip = h(x + lean*size*1.6 + side*.08, -.66 - .08*t.fur - 1.15*size, -.15)
+    wide = side*(.7 + .3*t.ear_size)
+    inner, outer = h(x - .40*wide, -.78, 0), h(x + .34*wide, -.30, -.1)
+    mid, across = (inner + outer)/2, outer - inner
+    tip, end = tip + (mid - tip)*blunt, across*(.07 + blunt*.55)
+    return tip, _smooth([inner, inner + (tip - inner)*.55 - across*.06, tip - end,
+        tip + end, outer + (tip - outer)*.5 + across*.08, outer, mid + (mid - tip)*.25])
+
+def _pricked_ears(c, h, t):
+    pink = _mix(t.ears, (226, 160, 150), .55 if t.coat < .9 else .35)
     for side in (-1, 1):
-        x, lean = .60*t.head*side, side*(.16 + .20*(t.ear_size > 1.3))
-        tip = h(x + lean*size*1.6 + side*.08, -.66 - .08*_fur(t) - 1.15*size, -.15)
-        inner, outer = h(x - side*.40*(.7 + .3*t.ear_size), -.78, 0), h(x
-            + side*.34*(.7 + .3*t.ear_size), -.30, -.1)
-        mid = (inner + outer)/2
-        tip, wide = tip + (mid - tip)*blunt, (outer - inner)*(.07 + blunt*.55)
-        shape = _smooth([inner, inner + (tip - inner)*.55 - (outer - inner)*.06, tip
-            - wide, tip + wide, outer + (tip - outer)*.5 + (outer - inner)*.08, outer,
-            mid + (mid - tip)*.25])
-        pink = _mix(_ear_colour(t), (226, 160, 150), .55 if t.coat < .9 else .35)
-        def paint(tile, m=shape.mean(0), s=shape):
-            tile.soft(m + (s - m)*(.62, .66) + (0, .08), pink, .05)
-            if t.coat > .3: tile.hair(14, m + (0, .25), (.2, .2), .3, .15, m)
-        c.part(_fluff(shape, .02 + .06*_fur(t), c.rng), _ear_colour(t), paint)
-        if 'tufts' in t.extra:
-            c.part(np.array([tip - (.05, -.05), tip + (side*.06, -.26), tip
-                + (.06, .08)]), t.point, relief=0)
+        tip, shape = _pricked_ear(h, t, side)
+        m = shape.mean(0)
+        def paint(tile): tile.soft(m + (shape - m)*(.62, .66) + (0, .08), pink, .05)
+        c.part(shape, t.ears, .02 + .06*t.fur, paint,
+            hair=t.coat > .3 and (14, m + (0, .25), (.2, .2), .3, .15, m))
+        if 'tufts' in t.extra: c.part(tip + np.array([(-.05, .05), (side*.06, -.26),
+            (.06, .08)]), t.point, relief=0)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c746581d
+def _hanging_ear(t):
+    x, s, low = .80*t.head, t.ear_size, -.62 + 1.15*t.ear_size
+    if t.ear in ('dropped', 'feathered'):
+        return [(x*.80, -.74, .1), (x + .21, -.66, 0), (x + .375, -.2, 0),
+            (x + .405, low*.55, 0), (x + .21, low, .05), (x + .02, low*.8, .1),
+            (x*.92, -.1, .1)]
+    if t.ear == 'button':
+        return [(x*.62, -.86, .1), (x + .12, -.92, 0), (x + .30, -.70, 0),
+            (x + .22, -.66 + .5*s, .1), (x*.92, -.62 + .55*s, .15), (x*.76, -.45, .15)]
+    return [(x*.66, -.86, .1), (x + .02, -1.02, 0), (x + .26*s, -.98, 0),
+        (x + .62*s, -.66, -.1), (x + .60*s, -.58, -.1), (x + .24*s, -.62, 0),
+        (x*.92, -.52, .1), (x*.78, -.62, .1)]
+
 def _hanging_ears(c, h, t):
-    s = t.ear_size
+    rough = .02 + .05*t.fur + .07*(t.ear == 'feathered')
     for side in (-1, 1) if h.sin < 0 else (1, -1):
-        x = .80*t.head*side
-        if t.ear in ('dropped', 'feathered'):
-            out, low = .30, -.62 + 1.15*s
-            half = [(x*.80, -.74, .1), (x + side*out*.7, -.66, 0),
-                (x + side*out*1.25, -.2, 0), (x + side*out*1.35, low*.55, 0),
-                (x + side*out*.7, low, .05), (x + side*.02, low*.8, .1),
-                (x*.92, -.1, .1)]
-        elif t.ear == 'button':
-            half = [(x*.62, -.86, .1), (x + side*.12, -.92, 0), (x + side*.30, -.70, 0),
-                (x + side*.22, -.66 + .5*s, .1), (x*.92, -.62 + .55*s, .15),
-                (x*.76, -.45, .15)]
-        else:
-            half = [(x*.66, -.86, .1), (x + side*.02, -1.02, 0),
-                (x + side*.26*s, -.98, 0), (x + side*.62*s, -.66, -.1),
-                (x + side*.60*s, -.58, -.1), (x + side*.24*s, -.62, 0),
-                (x*.92, -.52, .1), (x*.78, -.62, .1)]
-        shape = h.at(half)
-        m = shape.mean(0)
-        def paint(tile):
-            tile.hair(int(10 + 16*_fur(t)), m + (0, .1), (.3, .4*s), .12 + .3*_fur(t),
-                .13, m - (0, .6))
-        c.part(_fluff(shape, .02 + .05*_fur(t) + .07*(t.ear == 'feathered'), c.rng),
-            _ear_colour(t), paint, shadow=.45)
+        shape = _smooth(h.at(_hanging_ear(t), side))
+        m, n = shape.mean(0), int(10 + 16*t.fur)
+        c.part(shape, t.ears, rough, shadow=.45, hair=(n, m + (0, .1),
+            (.3, .4*t.ear_size), .12 + .3*t.fur, .13, m - (0, .6)))
 
 # %% ../../nbs/engine/03_drawn.ipynb #caee6212
 def _face_marks(tile, h, t):
-    w, blur = t.head, lambda x, y, z, rx, ry, colour, *args: tile.soft(
-        _ellipse(*h(x, y, z), rx, ry), colour, *args)
-    _coat(tile, t, (-1.1*w, -1, 1.1*w, .4), 'head')
-    if 'hood' in t.dark: tile.fill(_ellipse(0, 0, 2, 2), t.point)
-    if 'cap' in t.dark:
-        for s in (-1, 1):
-            tile.fill(h.at([(s*.10, -1.1, .3), (s*1.5, -1.1), (s*1.5, .35),
-                (s*.62, .38, .5), (s*.24, -.05, .8)]), t.point)
-    if t.pattern == 'patches':
-        tile.fill(_smooth(_ellipse(*h(.48, -.25, .5), .52, .6, n=10)
-            + tile.rng.normal(0, .04, (10, 2))), t.point)
-    if t.pattern == 'points': blur(0, .12, .55, .66*w, .74, t.point, .24, .92)
-    if t.pattern == 'mask':
-        blur(0, .42, .5, .62*w, .58, t.point, .12)
-        for s in (-1, 1): blur(s*.42, -.12, .7, .26, .24, t.point, .08, .8)
-    if 'spectacles' in t.extra: _spectacles(tile, h, t)
-    if t.pattern == 'wolf': blur(0, -.8, .2, .8*w, .4, t.point, .16, .7)
+    _coat(tile, t, (-1.1*t.head, -1, 1.1*t.head, .4), 'head')
+    _dark_marks(tile, h, t)
     for s in (-1, 1) if 'cheeks' in t.light else ():
-        blur(s*.62*w, .42, .3, .34, .42, t.second, .1)
-    if 'blaze' in t.light:
-        tile.fill(h.at([(-.06, -1.05, .4), (.06, -1.05, .4), (.13, -.3, .9),
-            (.40, .5, .9), (-.40, .5, .9), (-.13, -.3, .9)]), t.second)
+        tile.soft((*h(s*.62*t.head, .42, .3), .34, .42), t.second, .1)
+    blaze = _mirrored([(.06, -1.05, .4), (.13, -.3, .9), (.40, .5, .9)])
+    if 'blaze' in t.light: tile.fill(h.at(blaze), t.second)
     if t.pattern in ('tabby', 'spots', 'rosettes'): _forehead_m(tile, h, t)
     for y in (-.62, -.48, -.34) if 'wrinkles' in t.extra else ():
         tile.line([h(x, y + .10*abs(x)*2 - .06*np.cos(6*x), .8)
-            for x in np.linspace(-.34, .34, 7)], _mix(t.base, t.point, .40), .03)
-    tile.hair(int(16 + 34*_fur(t)), h(0, -.2, .2), (.85*w, .8), .10 + .22*_fur(t), .07,
-        h(0, .1, .3))
+            for x in np.linspace(-.34, .34, 7)], _dark(t, .40), .03)
 
-# %% ../../nbs/engine/03_drawn.ipynb #cc8e9123
 def _forehead_m(tile, h, t):
     stripes = [[(.06, -.35, .85), (.16, -.62, .7), (.20, -.95, .4)],
         [(.26, -.36, .85), (.40, -.60, .7), (.46, -.88, .4)],
         [(.62, -.02, .6), (.85, .08, .3), (1.1, .05, 0)],
         [(.56, .22, .6), (.80, .36, .3), (1.0, .38, 0)]]
     for s in (-1, 1):
-        for points,width in zip(stripes, (.055, .055, .055, .05)):
-            tile.line([h(s*x, y, z) for x,y,z in points], _mix(t.base, t.point, .85),
-                width)
+        for o,width in zip(stripes, (.055, .055, .055, .05)):
+            tile.line(h.at(o, s), _dark(t, .85), width)
+
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c11
+def _dark_marks(tile, h, t):
+    def spot(at, rx, ry, *blur): tile.soft((*h(*at), rx, ry), t.point, *blur)
+    cap = [(.10, -1.1, .3), (1.5, -1.1), (1.5, .35), (.62, .38, .5), (.24, -.05, .8)]
+    if 'hood' in t.dark: tile.fill((0, 0, 2, 2), t.point)
+    for s in (-1, 1) if 'cap' in t.dark else (): tile.fill(h.at(cap, s), t.point)
+    if t.pattern == 'patches':
+        tile.fill(_blob(tile.rng, *h(.48, -.25, .5), .52, .6, .04), t.point)
+    if t.pattern == 'points': spot((0, .12, .55), .66*t.head, .74, .24, .92)
+    if t.pattern == 'mask':
+        spot((0, .42, .5), .62*t.head, .58, .12)
+        for s in (-1, 1): spot((s*.42, -.12, .7), .26, .24, .08, .8)
+    if 'spectacles' in t.extra: _spectacles(tile, h, t)
+    if t.pattern == 'wolf': spot((0, -.8, .2), .8*t.head, .4, .16, .7)
 
 def _spectacles(tile, h, t):
     for s in (-1, 1):
         p = h(s*.42, -.12, .72)
-        tile.soft(_ellipse(*p, .32, .28), t.point, .05, .8)
-        tile.soft(_ellipse(*p, .26, .23), _mix(t.second, (255, 255, 255), .3), .05)
-        tile.line(p + np.array([(s*.24, .02), (s*.44, -.06), (s*.66, -.24)]), t.point,
-            .06)
+        tile.soft((*p, .32, .28), t.point, .05, .8)
+        tile.soft((*p, .26, .23), _mix(t.second, (255, 255, 255), .3), .05)
+        tile.line([p + o for o in ((s*.24, .02), (s*.44, -.06), (s*.66, -.24))],
+            t.point, .06)
 
 # %% ../../nbs/engine/03_drawn.ipynb #cfd60229
 def _eyes(c, h, t, mood):
     x, y, r = (.42, -.08, .185*t.eye_size) if h.cat else (.40, -.14, .138*t.eye_size)
-    lid = t.point if t.dark & {'mask', 'hood', 'cap'} else _mix(t.base, t.point, .55)
+    lid = t.point if t.dark & {'mask', 'hood', 'cap'} else _dark(t, .55)
     if 'silky' in t.extra: lid = _mix(t.base, (60, 35, 20), .6)
-    rim = _mix(lid, (15, 12, 12), .75)
     for side in (-1, 1):
         p = h(x*side*(.8 + .2*t.head), y, .75)
         squash = np.clip(1 - .30*abs(h.sin)*(1 + side*np.sign(h.sin))*.6, .5, 1)
-        if mood == 'asleep':
-            arc = p + np.stack([np.linspace(-r, r, 7)*squash*1.1,
-                .35*r*np.sin(np.linspace(0, np.pi, 7))], 1)
-            c.line(arc, rim if lid.mean() > 60 else lid*1.9 + 25, .045)
-            continue
-        tilt = -.30*side if h.cat else .12*side
-        shape = _ellipse(*p, r*squash*1.22, r*(1.08 if h.cat else 1.14), tilt)
-        look = p + (.18*r*dict(left=-1., right=1.).get(mood, 0.), .02)
-        c.part(shape, rim, relief=0)
-        c.part(_ellipse(*p, r*squash, r*.92, tilt), t.eye, relief=0)
-        c.part(_ellipse(*look, r*squash*(t.pupil if h.cat else .66),
-            r*(.80 if h.cat else .66)), (12, 10, 12), relief=0)
-        if mood == 'drowsy': c.part(shape[(shape[:,1] < p[1] - r*.05)], lid, relief=0)
-        c.part(_ellipse(*(p + (-.28*r, -.34*r)), .24*r, .24*r, n=10), (255, 255, 255),
-            relief=0)
-        c.part(_ellipse(*(p + (.30*r, .34*r)), .11*r, .11*r, n=8), (235, 240, 250),
-            relief=0)
+        if mood == 'asleep': _closed_eye(c, p, r, squash, lid)
+        else: _open_eye(c, h, t, mood, side, p, r, squash, lid)
+
+def _closed_eye(c, p, r, squash, lid):
+    x, y = np.linspace(-r, r, 7)*squash*1.1, .35*r*np.sin(np.linspace(0, np.pi, 7))
+    colour = _mix(lid, (15, 12, 12), .75) if lid.mean() > 60 else lid*1.9 + 25
+    c.line(p + np.stack([x, y], 1), colour, .045)
+
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c12
+def _open_eye(c, h, t, mood, side, p, r, squash, lid):
+    tilt, pupil = (-.30*side, (t.pupil, .80)) if h.cat else (.12*side, (.66, .66))
+    look = p + (.18*r*dict(left=-1., right=1.).get(mood, 0.), .02)
+    shape = _ellipse(*p, r*squash*1.22, r*(1.08 if h.cat else 1.14), tilt)
+    white, glow = p + (-.28*r, -.34*r), p + (.30*r, .34*r)
+    parts = [(shape, _mix(lid, (15, 12, 12), .75)),
+        ((*p, r*squash, r*.92, tilt), t.eye),
+        ((*look, r*squash*pupil[0], r*pupil[1]), (12, 10, 12)),
+        (shape[shape[:,1] < p[1] - r*.05] if mood == 'drowsy' else None, lid),
+        ((*white, .24*r, .24*r, 0, 10), (255, 255, 255)),
+        ((*glow, .11*r, .11*r, 0, 8), (235, 240, 250))]
+    for o,colour in parts:
+        if o is not None: c.part(o, colour, relief=0)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c27ab979
-def _muzzle_colour(t):
-    if t.dark & {'mask', 'hood'}: return _mix(t.base, t.point, .92)
-    if t.pattern == 'tan' or t.light & {'muzzle', 'blaze'}: return t.second
-    return _mix(t.base, t.second, .5 if t.species == 'cat' or t.coat > .5 else .2)
-
-def _cat_muzzle(c, h, t, nose):
-    colour, deep, y, d = _muzzle_colour(t), .78 + .3*t.muzzle, .36, .115
-    w = .30 + .16*t.muzzle_width
-    c.part(_ellipse(*h(0, y + .24, deep - .1), .20, .16), colour, relief=.6, shadow=.15)
+def _cat_muzzle(c, h, t):
+    deep, w, ink = .78 + .3*t.muzzle, .30 + .16*t.muzzle_width, (60, 30, 30)
+    freckle = _mix(t.snout, (40, 30, 25), .5)
+    c.part((*h(0, .60, deep - .1), .20, .16), t.snout, relief=.6, shadow=.15)
     for s in (-1, 1):
         def paint(tile):
-            for i in range(4):
-                tile.fill(_ellipse(*h(s*(.12 + .055*i), y + .02 + .05*(i%2), deep),
-                    .014, .014, n=6), _mix(colour, (40, 30, 25), .5))
-        c.part(_fluff(_ellipse(*h(s*w*.52, y + .02, deep), w*.62, .205), .02, c.rng),
-            colour, paint, relief=.8, shadow=.12)
+            for i in range(4): tile.fill((*h(s*(.12 + .055*i), .38 + .05*(i%2), deep),
+                .014, .014, 0, 6), freckle)
+        pad = (*h(s*w*.52, .38, deep), w*.62, .205)
+        c.part(pad, t.snout, .02, paint, relief=.8, shadow=.12)
     n = h(0, .07, deep + .02) if t.muzzle < .1 else h(0, .17 + .04*t.muzzle, deep + .12)
-    c.line([n, n + (0, .2)], _mix(colour, (60, 30, 30), .6), .025)
+    c.line([n, n + (0, .2)], _mix(t.snout, ink, .6), .025)
     for s in (-1, 1):
-        c.line([n + (0, .19), n + (s*.10, .27), n + (s*.22, .25)],
-            _mix(colour, (60, 30, 30), .65), .03)
-    c.part(_smooth(n + np.array([(-d, -.05), (d, -.05), (d*.5, .06), (0, .10),
-        (-d*.5, .06)]), 1), nose, relief=.5, shadow=.1)
+        smile = [n + (0, .19), n + (s*.10, .27), n + (s*.22, .25)]
+        c.line(smile, _mix(t.snout, ink, .65), .03)
+    nose = [n + o for o in _mirrored([(.115, -.05), (.115*.5, .06), (0, .10)])]
+    c.part(_smooth(nose, 1), _cat_nose(t), relief=.5, shadow=.1)
+
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c13
+def _cat_nose(t):
+    if t.base.mean() > 90 and t.pattern != 'points':
+        return _mix((206, 128, 120), t.point, .25)
+    return _mix(t.point, (70, 50, 50), .5)
 
 def _whiskers(c, h, t):
+    colour = (245, 243, 238) if t.base.mean() > 40 else (200, 200, 205)
     for s in (-1, 1) if 'wrinkles' not in t.extra else ():
         for i in range(3):
             a = h(s*.24, .38 + .06*i, .8)
-            colour = (245, 243, 238) if t.base.mean() > 40 else (200, 200, 205)
             c.line([a, a + (s*.42, -.06 + .07*i), a + (s*.88, -.02 + .16*i)], colour,
                 .012)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c6f1f587
-def _dog_muzzle(c, h, t, nose, happy):
-    colour, wide = _muzzle_colour(t), t.muzzle_width
-    w, drop = .20 + .30*wide, .10 + .20*wide
+def _dog_muzzle(c, h, t, happy):
+    w, drop = .20 + .30*t.muzzle_width, .10 + .20*t.muzzle_width
     root, tip = h(0, .16, .70), h(0, .26 + .24*t.muzzle, .72 + .62*t.muzzle)
-    jowl = .16 if 'jowls' in t.extra else 0
-    def from_tip(points): return _smooth(tip + np.array(points))
-    if happy:
-        c.part(from_tip([(-w*.72, drop*.4), (w*.72, drop*.4), (w*.5, drop + .34),
-                         (-w*.5, drop + .34)]), (70, 28, 32), relief=0)
-        tongue = from_tip([(-w*.42, drop*.6), (w*.42, drop*.6), (w*.40, drop + .44),
-                           (0, drop + .54), (-w*.40, drop + .44)])
-        c.part(tongue, (226, 120, 128), relief=.6, shadow=0)
-    else: c.part(_ellipse(*(tip + (0, drop*1.1)), w*.62, .17),
-                 _mix(colour, (20, 15, 15), .12), relief=.6, shadow=.2)
+    jowl, dark = .16*('jowls' in t.extra), _mix(t.snout, (10, 8, 8), .72)
+    _mouth(c, t, tip, w, drop, happy)
     half = [[root + (s*w*.80, -.20), root + (s*w*1.02, .15),
              tip + (s*w*(1.05 + jowl), .12), tip + (s*w*(.88 + jowl), drop + jowl),
              tip + (s*w*.35, drop + .02 + jowl*.6)] for s in (1, -1)]
-    shape = _smooth(half[0] + [tip + (0, drop*.82)] + half[1][::-1])
-    def paint(tile): _paint_muzzle(tile, t, root, tip, w, colour)
-    c.part(_fluff(shape, .006 + .03*_fur(t), c.rng), colour, paint, shadow=.22)
-    dark = _mix(colour, (10, 8, 8), .72)
+    c.part(half[0] + [tip + (0, drop*.82)] + half[1][::-1], t.snout, .006 + .03*t.fur,
+        lambda tile: _muzzle_marks(tile, t, root, tip, w), shadow=.22,
+        hair=(int(8 + 14*t.fur), (root + tip)/2, (w, .3), .08 + .1*t.fur, .06, root))
     c.line([tip, tip + (0, drop*.85)], dark, .03)
     lift = -.10 if 'smile' in t.extra or happy else .04
     for s in (-1, 1): c.line([tip + (0, drop*.82), tip + (s*w*.45, drop*1.0 + jowl*.7),
                               tip + (s*w*.95, drop*.6 + lift + jowl)], dark, .032)
-    _dog_nose(c, tip + (0, -.06), .10 + .075*wide + .02*t.muzzle, nose)
+    _dog_nose(c, tip + (0, -.06), .10 + .075*t.muzzle_width + .02*t.muzzle)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c9e7fb5f
-def _paint_muzzle(tile, t, root, tip, w, colour):
+def _dog_nose(c, top, n):
+    shape = _mirrored([(n, -n*.55), (n*.9, n*.35), (n*.3, n*.8)])
+    c.part([top + o for o in shape], (26., 22, 24), relief=.6, shadow=.15)
+    shine = _mix((26., 22, 24), (255, 255, 255), .45)
+    c.part((*(top + (-n*.25, -n*.25)), n*.35, n*.16, 0, 10), shine, relief=0)
+
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c15
+def _mouth(c, t, tip, w, drop, happy):
+    if not happy: return c.part((*(tip + (0, drop*1.1)), w*.62, .17),
+        _mix(t.snout, (20, 15, 15), .12), relief=.6, shadow=.2)
+    lips = _mirrored([(w*.72, drop*.4), (w*.5, drop + .34)])
+    tongue = _mirrored([(w*.42, drop*.6), (w*.40, drop + .44), (0, drop + .54)])
+    c.part([tip + o for o in lips], (70, 28, 32), relief=0)
+    c.part([tip + o for o in tongue], (226, 120, 128), relief=.6, shadow=0)
+
+def _muzzle_marks(tile, t, root, tip, w):
     if t.pattern == 'flecks':
         _coat(tile, t, (tip[0] - w, tip[1] - .4, tip[0] + w, tip[1] + .3), 'head')
-    if t.pattern == 'tan': tile.fill(_smooth([root + (-w*.5, -.5), root + (w*.5, -.5),
-        tip + (w*.42, 0), tip + (-w*.42, 0)]), t.base)
+    if t.pattern == 'tan': tile.fill([root + (-w*.5, -.5), root + (w*.5, -.5),
+        tip + (w*.42, 0), tip + (-w*.42, 0)], t.base)
     for s in (-1, 1) if 'wrinkles' in t.extra else ():
         wrinkle = [root + (s*w*.3, -.12), root + (s*w*.8, .05)]
-        tile.line(wrinkle, _mix(colour, (0, 0, 0), .3), .03)
-    tile.hair(int(8 + 14*_fur(t)), (root + tip)/2, (w, .3), .08 + .1*_fur(t), .06, root)
-
-def _dog_nose(c, top, n, nose):
-    shape = [(-n, -n*.55), (n, -n*.55), (n*.9, n*.35), (n*.3, n*.8), (-n*.3, n*.8),
-             (-n*.9, n*.35)]
-    c.part(_smooth(top + np.array(shape)), nose, relief=.6, shadow=.15)
-    c.part(_ellipse(*(top + (-n*.25, -n*.25)), n*.35, n*.16, n=10),
-        _mix(nose, (255, 255, 255), .45), relief=0)
+        tile.line(wrinkle, _mix(t.snout, (0, 0, 0), .3), .03)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c5a2b0af
 def _long_face_hair(c, h, t):
-    colour, lo, w = _mix(t.base, t.second,
-        .35), .26 + .24*t.muzzle, .30 + .26*t.muzzle_width
-    def tuft(shape, rough, n, at, spread, length=.4, shadow=.3):
-        def paint(tile): tile.hair(n, at, spread, length, .13, np.asarray(at) - (0, .9))
-        c.part(_fluff(shape, rough, c.rng), colour, paint, shadow=shadow)
-    if 'beard' in t.extra:
-        p = h(0, lo + .26, .6 + .5*t.muzzle)
-        tuft(_smooth(p + np.array([(-w, -.22), (-w*.3, -.10), (w*.3, -.10), (w, -.22),
-            (w*1.05, .12), (w*.55, .48), (-w*.55, .48), (-w*1.05, .12)])), .09, 30, p,
-            (w, .3))
-    if 'fringe' in t.extra:
-        p = h(0, -.42, .7)
-        tuft(_smooth(p + np.array([(-.70, -.35), (0, -.58), (.70, -.35), (.70, .10),
-            (.30, .12), (0, .04), (-.30, .12), (-.70, .10)])), .09, 34, p, (.6, .35))
+    def tuft(p, shape, rough, n, spread, length=.4, shadow=.3):
+        if isinstance(shape, list): shape = [p + o for o in shape]
+        else: shape = (*p, *shape)
+        c.part(shape, _pale(t, .35), rough, shadow=shadow,
+            hair=(n, p, spread, length, .13, p - (0, .9)))
+    w, p = .30 + .26*t.muzzle_width, h(0, .26 + .24*t.muzzle + .26, .6 + .5*t.muzzle)
+    if 'beard' in t.extra: tuft(p, [(-w, -.22), (-w*.3, -.10), (w*.3, -.10), (w, -.22),
+        (w*1.05, .12), (w*.55, .48), (-w*.55, .48), (-w*1.05, .12)], .09, 30, (w, .3))
+    if 'fringe' in t.extra: tuft(h(0, -.42, .7), [(-.70, -.35), (0, -.58), (.70, -.35),
+        (.70, .10), (.30, .12), (0, .04), (-.30, .12), (-.70, .10)], .09, 34, (.6, .35))
     if 'topknot' in t.extra:
-        tuft(_ellipse(*h(0, -.86, .2), .46, .26), .09, 20, h(0, -.86, .2), (.4, .2),
-            .25, .2)
+        tuft(h(0, -.86, .2), (.46, .26), .09, 20, (.4, .2), .25, .2)
     for s in (-1, 1) if 'brows' in t.extra else ():
-        tuft(_ellipse(*h(s*.36, -.34, .8), .24, .13, -.25*s), .08, 8,
-            h(s*.36, -.34, .8), (.2, .1), .2, .25)
+        tuft(h(s*.36, -.34, .8), (.24, .13, -.25*s), .08, 8, (.2, .1), .2, .25)
     for s in (-1, 1) if 'brows' in t.light else ():
-        c.part(_ellipse(*h(s*.34, -.38, .8), .10, .085), t.second, relief=.4, shadow=0)
+        c.part((*h(s*.34, -.38, .8), .10, .085), t.second, relief=.4, shadow=0)
     if 'bow' in t.extra: _bow(c, h(0, -1.0, .2), .20, t.bow)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c094b254
-def _bow(c, p, r, colour):
-    for s in (-1, 1):
-        c.part(_smooth([p, p + (s*r*1.5, -r*.8), p + (s*r*1.5, r*.8)], 1), colour,
-            shadow=.2, cover=0)
-    c.part(_ellipse(*p, r*.4, r*.4), _mix(colour, (0, 0, 0), .2), cover=0)
-
 def _draw_head(c, t, yaw, pitch, mood, happy):
     h, standing = _Head(t, yaw, pitch), t.ear in ('pricked', 'rounded')
     if 'ruff' in t.extra or t.coat > .5: _ruff(c, h, t)
     if standing: _pricked_ears(c, h, t)
-    c.part(_fluff(h.outline(), .012 + .085*_fur(t), c.rng), t.base,
-        lambda tile: _face_marks(tile, h, t), shadow=.45)
+    hair = (int(16 + 34*t.fur), h(0, -.2, .2), (.85*t.head, .8), .10 + .22*t.fur, .07,
+        h(0, .1, .3))
+    c.part(_skull(h, t), t.base, .012 + .085*t.fur,
+        lambda tile: _face_marks(tile, h, t), shadow=.45, hair=hair)
     _eyes(c, h, t, mood)
-    if h.cat:
-        pale = t.base.mean() > 90 and t.pattern != 'points'
-        _cat_muzzle(c, h, t, _mix((206, 128, 120), t.point, .25) if pale
-            else _mix(t.point, (70, 50, 50), .5))
-        _whiskers(c, h, t)
-    else: _dog_muzzle(c, h, t, np.array((26., 22, 24)), happy)
+    if h.cat: _cat_muzzle(c, h, t)
+    if h.cat: _whiskers(c, h, t)
+    else: _dog_muzzle(c, h, t, happy)
     if not standing: _hanging_ears(c, h, t)
     _long_face_hair(c, h, t)
 
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c16
 def _ruff(c, h, t):
-    w, p, r = t.head, h(0, .35, -.1), (.30 if 'ruff' in t.extra else .1)
-    shape = _fluff(_ellipse(*p, w*(1.0 + r*_fur(t)), .95 + r*.9*_fur(t)), .06
-        + .09*_fur(t), c.rng, .2)
-    c.part(shape, _mix(t.base, t.second, .45), lambda tile: tile.hair(50, p,
-        (w*1.2, 1.0), .34, .10, p - (0, .3)), shadow=.4)
+    w, p, r = t.head, h(0, .35, -.1), .30 if 'ruff' in t.extra else .1
+    c.part((*p, w*(1.0 + r*t.fur), .95 + r*.9*t.fur), _pale(t, .45), .06 + .09*t.fur,
+        shadow=.4, tuft=.2, hair=(50, p, (w*1.2, 1.0), .34, .10, p - (0, .3)))
+
+def _bow(c, p, r, colour):
+    for s in (-1, 1):
+        wing = _smooth([p, p + (s*r*1.5, -r*.8), p + (s*r*1.5, r*.8)], 1)
+        c.part(wing, colour, shadow=.2, cover=0)
+    c.part((*p, r*.4, r*.4), _mix(colour, (0, 0, 0), .2), cover=0)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c2a7dadc
-def _body_colour(t):
-    return t.point if t.pattern == 'saddle' and 'silky' in t.extra else t.base
-def _feet_colour(t):
-    if 'feet' in t.light: return t.second
-    return _mix(t.base, t.point, .9) if 'feet' in t.dark else _body_colour(t)
-
-def _body_marks(t, box, top=None):
+def _trunk(c, t, shape, rough, box, tuft=.2, top=None):
     (x0, y0, x1, y1), flat = box, top is not None
     x, y, w, h = (x0 + x1)/2, (y0 + y1)/2, x1 - x0, y1 - y0
     def paint(tile):
         _coat(tile, t, box)
         if 'saddle' in t.dark and 'silky' not in t.extra:
-            for s in () if flat else (x0, x1):
-                tile.soft(_ellipse(s, y, w*.30, h*.42), t.point, .10, .9)
-            if flat: tile.soft(_ellipse(x, top, w*.40, h*.48), t.point, .10, .95)
+            for o in () if flat else (x0, x1):
+                tile.soft((o, y, w*.30, h*.42), t.point, .10, .9)
+            if flat: tile.soft((x, top, w*.40, h*.48), t.point, .10, .95)
         if 'cap' in t.dark and flat:
-            tile.fill(_smooth(_ellipse((x0 + x1)*.55, top, w*.2, h*.5, n=10)
-                + tile.rng.normal(0, .05, (10, 2))), t.point)
-        if t.pattern == 'points':
-            tile.soft(_ellipse(x, y1, w*.3, h*.2), _mix(t.base, t.point, .4), .3, .6)
-        tile.hair(int(26 + 60*_fur(t)), (x, y), (w/2, h/2), .12 + .3*_fur(t), .07,
-            (x, y0 - .5))
-    return paint
+            tile.fill(_blob(tile.rng, (x0 + x1)*.55, top, w*.2, h*.5, .05), t.point)
+        if t.pattern == 'points': tile.soft((x, y1, w*.3, h*.2), _dark(t, .4), .3, .6)
+    hair = int(26 + 60*t.fur), (x, y), (w/2, h/2), .12 + .3*t.fur, .07, (x, y0 - .5)
+    c.part(shape, t.back, rough, paint, tuft=tuft, hair=hair)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c7446707
 def _chest(c, t, p, w, h):
-    if 'chest' in t.light: pale = t.second
-    elif t.coat > .7: pale = _mix(t.base, t.second, .6)
-    else: return
-    shape = _smooth(p + np.array([(-w, -.2), (w, -.2), (w*.85, h*.5), (0, h),
-        (-w*.85, h*.5)]))
-    def paint(tile):
-        tile.hair(int(10 + 30*_fur(t)), p + (0, h*.4), (w, h*.6), .15 + .25*_fur(t),
-            .06, p - (0, .6))
-    c.part(_fluff(shape, .02 + .12*_fur(t), c.rng, .2), pale, paint, relief=.6,
-        shadow=.0)
+    if 'chest' not in t.light and t.coat <= .7: return
+    pale = t.second if 'chest' in t.light else _pale(t, .6)
+    hair = (int(10 + 30*t.fur), p + (0, h*.4), (w, h*.6), .15 + .25*t.fur, .06,
+        p - (0, .6))
+    c.part([p + o for o in _mirrored([(w, -.2), (w*.85, h*.5), (0, h)])], pale,
+        .02 + .12*t.fur, relief=.6, shadow=0, tuft=.2, hair=hair)
 
 def _leg(c, t, points, r, far=False):
-    colour, foot = _mix(_body_colour(t), (0, 0, 0), .16 if far
-        else 0), _mix(_feet_colour(t), (0, 0, 0), .12 if far else 0)
-    points = np.asarray(points, float)
+    points, black = np.asarray(points, float), (0, 0, 0)
+    foot, p = _mix(t.feet, black, .12*far), points[-1] + (0, r*.15)
     def paint(tile):
         _coat(tile, t, (*(points.min(0) - r), *(points.max(0) + r)), 'leg')
-        if 'feet' in t.light or 'feet' in t.dark:
-            tile.soft(_ellipse(*points[-1], r*2.4, .55), foot, .08)
-    c.part(_fluff(_limb(points, np.linspace(1.15, .85, len(points))*r), .01
-        + .06*_fur(t), c.rng), colour, paint, shadow=.25)
-    p = points[-1] + (0, r*.15)
-    c.part(_fluff(_ellipse(*p, r*1.28, r*.80), .01 + .03*_fur(t), c.rng), foot,
-        shadow=.25)
+        if 'feet' in t.light | t.dark: tile.soft((*points[-1], r*2.4, .55), foot, .08)
+    tube = _limb(points, np.linspace(1.15, .85, len(points))*r)
+    c.part(tube, _mix(t.back, black, .16*far), .01 + .06*t.fur, paint, shadow=.25)
+    c.part((*p, r*1.28, r*.80), foot, .01 + .03*t.fur, shadow=.25)
     for x in () if far else (-.35, .35):
-        c.line([p + (x*r, r*.12), p + (x*r*1.1, r*.62)], _mix(foot, (0, 0, 0), .45),
-            .028)
+        toe = [p + (x*r, r*.12), p + (x*r*1.1, r*.62)]
+        c.line(toe, _mix(foot, black, .45), .028)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c228d6d1
-def _draw_tail(c, t, p, side=1):
-    fur, rng, marked = _fur(t), c.rng, t.pattern in ('tabby', 'spots', 'rosettes')
-    r = dict(thin=.10, thick=.17, plume=.20, curl=.17, bob=.13)[t.tail]*(1 + .6*fur)
-    if t.tail == 'bob': pts = [p, p + (side*.25, -.2)]
-    elif t.tail == 'curl':
-        pts = [p, p + (side*.35, -.5), p + (side*.1, -.95), p + (-side*.30, -.75), p
-            + (-side*.25, -.4)]
+def _tail_line(t, p, rng):
+    if t.tail == 'bob': by = [(.25, -.2)]
+    elif t.tail == 'curl': by = [(.35, -.5), (.1, -.95), (-.30, -.75), (-.25, -.4)]
     else:
         up = rng.uniform(-1.3, .3)
-        pts = [p, p + (side*.6, .1), p + (side*1.1, -.2 + .3*up), p + (side*1.25, up)]
-    pts = np.asarray(pts, float)
+        by = [(.6, .1), (1.1, -.2 + .3*up), (1.25, up)]
+    return np.array([p, *(p + o for o in by)])
+
+def _draw_tail(c, t, p):
+    points = _tail_line(t, p, c.rng)
+    marked = t.pattern in ('tabby', 'spots', 'rosettes')
+    r = dict(thin=.10, thick=.17, plume=.20, curl=.17, bob=.13)[t.tail]*(1 + .6*t.fur)
+    tip = t.point if marked or t.pattern in ('points', 'ticked') else t.back
     if 'blaze' in t.light or 'chest' in t.light and t.species == 'dog': tip = t.second
-    else:
-        tip = t.point if marked or t.pattern in ('points',
-            'ticked') else _body_colour(t)
     def paint(tile):
-        tile.soft(_ellipse(*pts[-1], .42, .42), tip, .1)
-        for k in range(1, len(pts)) if marked else ():
-            tile.fill(_ellipse(*((pts[k-1] + pts[k])/2), .07, .3), t.point)
-    shape = _limb(pts, np.interp(np.linspace(0, 1, len(pts)), [0, .6, 1],
-        [r, r*1.15, r*.7]))
-    c.part(_fluff(shape, .015 + .13*fur, rng), _mix(t.base, t.point, .9)
-        if 'tail' in t.dark else _body_colour(t), paint, shadow=.2)
+        tile.soft((*points[-1], .42, .42), tip, .1)
+        for a,b in zip(points, points[1:]) if marked else ():
+            tile.fill((*((a + b)/2), .07, .3), t.point)
+    width = np.interp(np.linspace(0, 1, len(points)), [0, .6, 1], [r, r*1.15, r*.7])
+    colour = _dark(t, .9) if 'tail' in t.dark else t.back
+    c.part(_limb(points, width), colour, .015 + .13*t.fur, paint, shadow=.2)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c82c2d4a
-def _trunk(c, t, shape, rough, box, tuft=.2, top=None):
-    c.part(_fluff(shape, rough, c.rng, tuft), _body_colour(t), _body_marks(t, box, top))
-
-def _bust(c, t, rng):
-    b, fur = .75 + .45*t.size + .12*_fur(t), _fur(t)
-    _trunk(c, t, _smooth([(-.55, .2), (.55, .2), (.80*b, .9), (1.25*b, 1.7),
-        (1.45*b, 3.4), (-1.45*b, 3.4), (-1.25*b, 1.7), (-.80*b, .9)]), .012 + .11*fur,
-        (-1.4*b, .3, 1.4*b, 3.3))
+def _bust(c, t):
+    b = .75 + .45*t.size + .12*t.fur
+    half = [(.55, .2), (.80*b, .9), (1.25*b, 1.7), (1.45*b, 3.4)]
+    _trunk(c, t, _mirrored(half), .012 + .11*t.fur, (-1.4*b, .3, 1.4*b, 3.3))
     _chest(c, t, np.array([0., 1.15]), .5*b, 1.7)
 
-def _sit(c, t, rng):
-    b, fur, low = .62 + .42*t.size + .10*_fur(t), _fur(t), 2.5 + .75*t.legs
-    c.ground_shadow(.1, low + .12, 1.75*b)
-    _draw_tail(c, t, np.array([.85*b, low - .25]))
+def _sit(c, t):
+    b, y = .62 + .42*t.size + .10*t.fur, 2.5 + .75*t.legs
+    c.ground_shadow(.1, y + .12, 1.75*b, .22)
+    _draw_tail(c, t, np.array([.85*b, y - .25]))
     for s in (-1, 1):
-        _trunk(c, t, _ellipse(s*.92*b, low - .50, .58*b, .62), .012 + .09*fur,
-            (s*.92*b - .5, low - 1.1, s*.92*b + .5, low), .16)
-        c.part(_ellipse(s*1.08*b, low + .02, .36, .19), _feet_colour(t))
-    _trunk(c, t, _smooth([(-.52, .3), (.52, .3), (.78*b, 1.0), (.98*b, 1.9),
-        (1.02*b, low - .5), (.6*b, low - .1), (-.6*b, low - .1), (-1.02*b, low - .5),
-        (-.98*b, 1.9), (-.78*b, 1.0)]), .012 + .10*fur, (-b, .4, b, low - .1))
-    for s in (-1, 1):
-        _leg(c, t, [(s*.40*b, 1.75), (s*.36*b, low - .6), (s*.36*b, low)], .21
-            + .07*t.size)
+        _trunk(c, t, (s*.92*b, y - .50, .58*b, .62), .012 + .09*t.fur,
+            (s*.92*b - .5, y - 1.1, s*.92*b + .5, y), .16)
+        c.part((s*1.08*b, y + .02, .36, .19), t.feet)
+    half = [(.52, .3), (.78*b, 1.0), (.98*b, 1.9), (1.02*b, y - .5), (.6*b, y - .1)]
+    _trunk(c, t, _mirrored(half), .012 + .10*t.fur, (-b, .4, b, y - .1))
+    for s in (-1, 1): _leg(c, t, [(s*.40*b, 1.75), (s*.36*b, y - .6), (s*.36*b, y)],
+        .21 + .07*t.size)
     _chest(c, t, np.array([0., 1.0]), .46*b, 1.3)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c367dee1
-def _lie(c, t, rng):
-    b, fur = .66 + .38*t.size + .10*_fur(t), _fur(t)
-    ground = 1.55 + .25*b
-    c.ground_shadow(1.4*b, ground + .08, 2.7*b)
-    _draw_tail(c, t, np.array([3.1*b, ground - .35]))
-    _trunk(c, t, _smooth([(-.4, .2), (.5, .05), (1.6*b, -.05*b + .35), (2.7*b, .35),
-        (3.4*b, ground - .55), (3.2*b, ground), (0, ground + .05), (-.7*b, ground - .3),
-        (-.7*b, .8)]), .012 + .10*fur, (-.6, .1, 3.3*b, ground), top=.2)
-    _trunk(c, t, _ellipse(2.65*b, ground - .45, .66*b, .56), .01 + .07*fur,
-        (2*b, ground - 1, 3.3*b, ground), .16)
-    c.part(_ellipse(2.2*b, ground + .02, .42, .18), _feet_colour(t))
+def _lie(c, t):
+    b = .66 + .38*t.size + .10*t.fur
+    y = 1.55 + .25*b
+    c.ground_shadow(1.4*b, y + .08, 2.7*b, .22)
+    _draw_tail(c, t, np.array([3.1*b, y - .35]))
+    _trunk(c, t, [(-.4, .2), (.5, .05), (1.6*b, -.05*b + .35), (2.7*b, .35),
+        (3.4*b, y - .55), (3.2*b, y), (0, y + .05), (-.7*b, y - .3), (-.7*b, .8)],
+        .012 + .10*t.fur, (-.6, .1, 3.3*b, y), top=.2)
+    _trunk(c, t, (2.65*b, y - .45, .66*b, .56), .01 + .07*t.fur,
+        (2*b, y - 1, 3.3*b, y), .16)
+    c.part((2.2*b, y + .02, .42, .18), t.feet)
     _chest(c, t, np.array([-.05, .95]), .45*b, 1.0)
-    for x in (.45, -.35):
-        _leg(c, t, [(x + .25, ground - .35), (x - .2, ground - .02),
-            (x - .65, ground + .06)], .21 + .06*t.size)
+    for x in (.45, -.35): _leg(c, t, [(x + .25, y - .35), (x - .2, y - .02),
+        (x - .65, y + .06)], .21 + .06*t.size)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c36e24d3
-def _stand(c, t, rng):
-    b, fur, leg = .62 + .34*t.size + .08*_fur(t), _fur(t), .35 + 1.25*t.legs
-    top, belly, back = .55, .55 + 1.35*b, 1.0 + 2.55*b
-    floor = belly + leg - .1
-    c.ground_shadow(back/2, floor + .08, back*.66)
-    for x in (.75, back - .75):
-        _leg(c, t, [(x + .2, belly - .5), (x + .22, (belly + floor)/2),
-            (x + .1, floor - .12)], .19 + .06*t.size, far=True)
+def _stand(c, t):
+    b, top = .62 + .34*t.size + .08*t.fur, .55
+    belly, back = .55 + 1.35*b, 1.0 + 2.55*b
+    floor = belly + (.35 + 1.25*t.legs) - .1
+    knee = (belly + floor)/2
+    c.ground_shadow(back/2, floor + .08, back*.66, .22)
+    for x in (.75, back - .75): _leg(c, t, [(x + .2, belly - .5), (x + .22, knee),
+        (x + .1, floor - .12)], .19 + .06*t.size, far=True)
     _draw_tail(c, t, np.array([back - .05, top + .3]))
-    _trunk(c, t, _smooth([(-.35, .1), (.6, .05), (1.2, top - .05),
-        (back - .7, top - .12), (back + .05, top + .25), (back + .12, belly - .35),
-        (back - .7, belly - .12), (1.3, belly + .05), (.2, belly), (-.32, 1.0)]), .012
-        + .10*fur, (-.2, .2, back, belly), top=top)
-    for x in (.40, back - .38):
-        _leg(c, t, [(x, belly - .55), (x - .04, (belly + floor)/2), (x - .12, floor)],
-            .20 + .07*t.size)
+    _trunk(c, t, [(-.35, .1), (.6, .05), (1.2, top - .05), (back - .7, top - .12),
+        (back + .05, top + .25), (back + .12, belly - .35), (back - .7, belly - .12),
+        (1.3, belly + .05), (.2, belly), (-.32, 1.0)], .012 + .10*t.fur,
+        (-.2, .2, back, belly), top=top)
+    for x in (.40, back - .38): _leg(c, t, [(x, belly - .55), (x - .04, knee),
+        (x - .12, floor)], .20 + .07*t.size)
     _chest(c, t, np.array([.05, .95]), .36*b, .9*b)
 
+# %% ../../nbs/engine/03_drawn.ipynb #cd01b14f
 _poses = dict(portrait=(_bust, (-1.35, -1.55, 1.35, 1.75)),
     sitting=(_sit, (-1.6, -1.6, 1.7, 3.5)), lying=(_lie, (-1.5, -1.6, 3.9, 2.2)),
     standing=(_stand, (-1.3, -1.6, 4.0, 3.2)))
 
-# %% ../../nbs/engine/03_drawn.ipynb #cd01b14f
 def _draw_animal(c, t, rng, pose):
-    body, (x0, y0, x1, y1) = _poses[pose]
+    (body, (x0, y0, x1, y1)), size = _poses[pose], np.array([c.w, c.h])
     if t.ear_size > 1.3 and t.ear == 'pricked': y0 -= .3
     fit = min(c.w/(x1 - x0), c.h/(y1 - y0))*rng.uniform(.74, 1.12)
     flip = rng.choice([-1, 1])
-    at = np.array([c.w, c.h])/2 - fit*np.array([(x0 + x1)/2*flip,
-        (y0 + y1)/2]) + rng.uniform(-.07, .07, 2)*(c.w, c.h)
+    middle = np.array([(x0 + x1)/2*flip, (y0 + y1)/2])
+    at = size/2 - fit*middle + rng.uniform(-.07, .07, 2)*size
     c.frame(*at, fit, flip=flip)
     if pose != 'portrait': c.ground = float(c.px([(0, y1 - .35)])[0,1])
-    body(c, t, rng)
+    body(c, t)
     if rng.random() < .25: _collar(c, rng)
-    yaw = rng.normal(0, .22) if rng.random() < .5 else rng.choice([-1,
-        1])*rng.uniform(.30, .72)
-    mood = rng.choice(['', 'left', 'right', 'drowsy', 'asleep'],
-        p=[.5, .18, .18, .09, .05])
+    turned = rng.random() >= .5
+    yaw = rng.choice([-1, 1])*rng.uniform(.30, .72) if turned else rng.normal(0, .22)
+    moods = '', 'left', 'right', 'drowsy', 'asleep'
+    mood = rng.choice(moods, p=[.5, .18, .18, .09, .05])
     c.frame(*at, fit, roll=rng.normal(0, .11), flip=flip)
     _draw_head(c, t, yaw, rng.normal(.02, .06), mood, rng.random() < .35)
 
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c1c
 def _collar(c, rng):
-    colour, xs = np.array(_mix(rng.uniform(30, 230, 3), (200, 40, 50),
-        .3)), np.linspace(-.78, .78, 9)
-    c.part(np.concatenate([np.stack([xs, .86 + .22*np.cos(xs*1.6)], 1),
-        np.stack([xs, 1.06 + .24*np.cos(xs*1.6)], 1)[::-1]]), colour, cover=0,
-        shadow=.2)
-    if rng.random() < .6: c.part(_ellipse(0, 1.36, .13, .13), (226, 186, 70), cover=0)
+    x, colour = np.linspace(-.78, .78, 9), rng.uniform(30, 230, 3)
+    top, low = (y + r*np.cos(x*1.6) for y,r in ((.86, .22), (1.06, .24)))
+    c.part(np.concatenate([np.stack([x, top], 1), np.stack([x, low], 1)[::-1]]),
+        _mix(colour, (200, 40, 50), .3), cover=0, shadow=.2)
+    if rng.random() < .6: c.part((0, 1.36, .13, .13), (226, 186, 70), cover=0)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c6011c7a
 def _background(size, rng):
-    w, h = 96, max(24, round(96*size[1]/size[0]))
-    if size[1] > size[0]: w, h = max(24, round(96*size[0]/size[1])), 96
+    w, h = (max(24, round(96*o/max(size))) for o in size)
     kind, im = rng.choice(list(_places)), Image.new('RGB', (w, h))
     _places[kind](ImageDraw.Draw(im), w, h, rng)
     im = im.filter(ImageFilter.GaussianBlur(float(rng.choice([.6, .8, 1.6, 3.]))))
-    return im.resize((size[0]//2, size[1]//2), Image.BILINEAR).resize(size,
-        Image.NEAREST)
+    im = im.resize((size[0]//2, size[1]//2), Image.BILINEAR)
+    return im.resize(size, Image.NEAREST)
 
 def _tint(rng, hue, sat, val):
-    h, s, v = (hue + rng.normal(0, .025)) % 1, np.clip(sat + rng.normal(0, .06), 0,
-        1), np.clip(val + rng.normal(0, .08), .05, 1)
-    return _ink(255*np.array(colorsys.hsv_to_rgb(h, s, v)))
+    h, s = (hue + rng.normal(0, .025)) % 1, min(1, max(0, sat + rng.normal(0, .06)))
+    return _ink(_hsv(h, s, min(1, max(.05, val + rng.normal(0, .08)))))
 
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c1d
 def _room(d, w, h, rng):
-    wall, y = _tint(rng, rng.random(), rng.uniform(.05, .4),
-        rng.uniform(.4, .9)), int(h*rng.uniform(.55, .85))
+    wall = _tint(rng, rng.random(), rng.uniform(.05, .4), rng.uniform(.4, .9))
+    y = int(h*rng.uniform(.55, .85))
     d.rectangle((0, 0, w, h), wall)
     if rng.random() < .4:
         for x in range(0, w, 8): d.rectangle((x, 0, x + 3, y), _ink(np.array(wall)*.94))
-    for _ in range(rng.integers(0, 3)):
-        x, t, s = rng.integers(0, w), rng.integers(0, max(1, y//2)), rng.integers(10,
-            26)
-        d.rectangle((x, t, x + s, t + s*.8), _tint(rng, .08, .5, .35))
-        d.rectangle((x + 2, t + 2, x + s - 2, t + s*.8 - 2),
-            _tint(rng, rng.random(), .4, .8))
+    for _ in range(rng.integers(0, 3)): _framed(d, w, y, rng)
     floor = _tint(rng, rng.choice([.07, .09, .6]), .4, rng.uniform(.35, .75))
     d.rectangle((0, y, w, h), floor)
     d.rectangle((0, y - 2, w, y), _ink(np.array(wall)*1.12))
     for x in range(-w, 2*w, 14):
         d.line((w/2 + (x - w/2)*.6, y, x, h), _ink(np.array(floor)*.85))
+
+def _framed(d, w, y, rng):
+    x, t, s = (rng.integers(*o) for o in ((0, w), (0, max(1, y//2)), (10, 26)))
+    d.rectangle((x, t, x + s, t + s*.8), _tint(rng, .08, .5, .35))
+    inside = x + 2, t + 2, x + s - 2, t + s*.8 - 2
+    d.rectangle(inside, _tint(rng, rng.random(), .4, .8))
 
 # %% ../../nbs/engine/03_drawn.ipynb #c263f0ac
 def _lawn(d, w, h, rng):
@@ -750,37 +708,42 @@ def _lawn(d, w, h, rng):
     d.rectangle((0, y, w, h), _tint(rng, .27, .55, .58))
     for _ in range(220):
         x, v = rng.uniform(0, w), rng.uniform(y, h)
-        d.line((x, v, x + rng.normal(0, 1.5), v - rng.uniform(2, 6)),
-            _tint(rng, .26, .55, .6))
+        blade = x, v, x + rng.normal(0, 1.5), v - rng.uniform(2, 6)
+        d.line(blade, _tint(rng, .26, .55, .6))
+
+def _fade(d, w, h, top, low):
+    for y in range(h): d.line((0, y, w, y), _ink(_mix(top, low, y/h)))
 
 def _meadow_sky(d, w, h, rng):
-    top, low = np.array(_tint(rng, .58, .5, .85)), np.array(_tint(rng, .55, .15, .97))
-    for y in range(h): d.line((0, y, w, y), _ink(_mix(top, low, y/h)))
+    _fade(d, w, h, _tint(rng, .58, .5, .85), _tint(rng, .55, .15, .97))
     for _ in range(6):
         x, y, r = rng.uniform(0, w), rng.uniform(0, h*.6), rng.uniform(4, 11)
         d.ellipse((x - 2*r, y - r*.6, x + 2*r, y + r*.6), (250, 250, 252))
     d.rectangle((0, h*.82, w, h), _tint(rng, .2, .4, .6))
 
+def _studio(d, w, h, rng):
+    top = _tint(rng, rng.random(), .25, .85)
+    _fade(d, w, h, top, _tint(rng, rng.random(), .3, .5))
+
 # %% ../../nbs/engine/03_drawn.ipynb #c8c4661b
 def _blanket(d, w, h, rng):
-    a, b = _tint(rng, rng.random(), rng.uniform(.1, .6), .7), _tint(rng, rng.random(),
-        rng.uniform(.1, .6), .6)
+    a, b = (_tint(rng, rng.random(), rng.uniform(.1, .6), v) for v in (.7, .6))
     d.rectangle((0, 0, w, h), a)
-    step, slant = int(rng.integers(8, 22)), rng.uniform(-.4, .4)
+    step, slant = int(rng.integers(8, 22)), rng.uniform(-.4, .4)*h
     for x in range(-h, w + h, step):
-        d.polygon([(x, 0), (x + step*.4, 0), (x + step*.4 + slant*h, h),
-            (x + slant*h, h)], b)
+        end = x + step*.4
+        d.polygon([(x, 0), (end, 0), (end + slant, h), (x + slant, h)], b)
     if rng.random() < .6:
         for y in range(0, h, step):
-            d.line((0, y, w, y + slant*20), _ink(_mix(a, b, .6)), 3)
+            d.line((0, y, w, y + slant/h*20), _ink(_mix(a, b, .6)), 3)
 
 def _bokeh(d, w, h, rng):
-    d.rectangle((0, 0, w, h), _tint(rng, rng.random(), rng.uniform(.1, .5),
-        rng.uniform(.2, .7)))
+    backdrop = rng.random(), rng.uniform(.1, .5), rng.uniform(.2, .7)
+    d.rectangle((0, 0, w, h), _tint(rng, *backdrop))
     for _ in range(26):
         x, y, r = rng.uniform(0, w), rng.uniform(0, h), rng.uniform(3, 13)
-        d.ellipse((x - r, y - r, x + r, y + r),
-            _tint(rng, rng.random(), .35, rng.uniform(.3, .9)))
+        colour = _tint(rng, rng.random(), .35, rng.uniform(.3, .9))
+        d.ellipse((x - r, y - r, x + r, y + r), colour)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c475ac3d
 def _shelf(d, w, h, rng):
@@ -790,87 +753,80 @@ def _shelf(d, w, h, rng):
         x, tall = 0, int(rng.integers(18, 30))
         while x < w:
             wide, low = int(rng.integers(2, 9)), int(rng.integers(0, 7))
-            d.rectangle((x, y + low, x + wide - 1, y + tall - 3),
-                _tint(rng, rng.random(), .5, .65))
+            book = x, y + low, x + wide - 1, y + tall - 3
+            d.rectangle(book, _tint(rng, rng.random(), .5, .65))
             x += wide
         d.rectangle((0, y + tall - 3, w, y + tall), _tint(rng, .08, .5, .5))
         y += tall
-
-def _studio(d, w, h, rng):
-    a, b = np.array(_tint(rng, rng.random(), .25, .85)), np.array(_tint(rng,
-        rng.random(), .3, .5))
-    for y in range(h): d.line((0, y, w, y), _ink(_mix(a, b, y/h)))
 
 _places = dict(room=_room, lawn=_lawn, sky=_meadow_sky, blanket=_blanket, bokeh=_bokeh,
     shelf=_shelf, studio=_studio)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c2ee430e
+def _ball(c, rng, w, h):
+    r, x = .07*min(w, h)*rng.uniform(.8, 1.4), rng.uniform(.1, .9)*w
+    y, colour = min(h - r*.8, c.ground), rng.uniform(40, 240, 3)
+    stripe, pale = _ellipse(x - r*.7, y, r, r), _mix(colour, (255,)*3, .6)
+    c.part((x, y, r, r), colour, 0, lambda o: o.line(stripe, pale, r*.15), cover=0)
+
+def _grass(c, rng, w, h):
+    for x in rng.uniform(0, w, 46):
+        tip = x + rng.normal(0, .03)*w, h*(1 - rng.uniform(.05, .24))
+        blade = np.array([(x, h), (x + .012*w, h), tip])
+        c.fill(blade, _tint(rng, .27, .6, .5))
+
+def _edge(c, rng, w, h):
+    y = h*rng.uniform(.80, .93)
+    edge = [(-9, y), (w/2, y + rng.normal(0, .03)*h),
+        (w + 9, y + rng.normal(0, .05)*h), (w + 9, h + 9), (-9, h + 9)]
+    c.part(np.array(edge), rng.uniform(50, 220, 3), cover=0)
+
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c20
+def _leaf(c, rng, w, h):
+    x, y = rng.choice([0., 1.])*w, rng.uniform(.2, 1)*h
+    leaf = x, y, .22*w, .10*h, rng.uniform(-1, 1)
+    c.soft(leaf, _tint(rng, .3, .5, .4), blur=18, strength=.961, k=12, rim=1)
+
 def _foreground(c, rng):
-    kind, w, h = rng.choice(['', 'ball', 'grass', 'edge', 'leaf'],
-        p=[.5, .14, .12, .12, .12]), c.w, c.h
+    kinds = [None, _ball, _grass, _edge, _leaf]
+    draw = kinds[rng.choice(5, p=[.5, .14, .12, .12, .12])]
     c.frame(0, 0, 1)
-    if kind == 'ball':
-        r, x = .07*min(w, h)*rng.uniform(.8, 1.4), rng.uniform(.1, .9)*w
-        y, colour = min(h - r*.8, c.ground), rng.uniform(40, 240, 3)
-        c.part(_ellipse(x, y, r, r), colour, lambda tile: tile.line(_ellipse(x - r*.7,
-            y, r, r), _mix(colour, (255,)*3, .6), r*.15), cover=0)
-    elif kind == 'grass':
-        pen = ImageDraw.Draw(c.rgb)
-        for x in rng.uniform(0, w, 46):
-            pen.polygon([(x, h), (x + .012*w, h), (x + rng.normal(0, .03)*w,
-                h*(1 - rng.uniform(.05, .24)))], _tint(rng, .27, .6, .5))
-    elif kind == 'edge':
-        y = h*rng.uniform(.80, .93)
-        edge = [(-9, y), (w/2, y + rng.normal(0, .03)*h),
-            (w + 9, y + rng.normal(0, .05)*h), (w + 9, h + 9), (-9, h + 9)]
-        c.part(edge, rng.uniform(50, 220, 3), cover=0)
-    elif kind == 'leaf':
-        x, y = rng.choice([0., 1.])*w, rng.uniform(.2, 1)*h
-        m = Image.new('L', (w//12 + 1, h//12 + 1))
-        ImageDraw.Draw(m).polygon((_ellipse(x, y, .22*w, .10*h,
-            rng.uniform(-1, 1))/12).ravel().tolist(), fill=245)
-        m = m.filter(ImageFilter.BoxBlur(1.5)).resize((m.width*12, m.height*12),
-            Image.BILINEAR).crop((0, 0, w, h))
-        c.rgb.paste(_tint(rng, .3, .5, .4), (0, 0), m)
+    if draw: draw(c, rng, c.w, c.h)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c97797b7
 @functools.cache
 def _fur_texture(kind, side=768):
     rng = np.random.default_rng(dict(short=1, long=2, grain=3)[kind])
-    noise = Image.fromarray(np.clip(128 + 42*rng.standard_normal((side, side)), 0,
-        255).astype(np.uint8))
+    noise = np.clip(128 + 42*rng.standard_normal((side, side)), 0, 255)
+    noise = Image.fromarray(noise.astype(np.uint8))
     if kind == 'grain': return noise
-    small = noise.crop((0, 0, side//2,
-        side//dict(short=7, long=22)[kind])).resize((side, side), Image.BICUBIC)
-    y = np.arange(side)[:,None]
-    x = (np.arange(side)[None] + 9*np.sin(y/41.)).astype(int) % side
-    return Image.fromarray(np.clip(128 + (np.asarray(small, dtype=np.float32) - 128)[y,
-        x], 0, 255).astype(np.uint8))
+    strip = noise.crop((0, 0, side//2, side//dict(short=7, long=22)[kind]))
+    y, x = np.mgrid[:side, :side]
+    x = (x + 9*np.sin(y/41.)).astype(int) % side
+    return Image.fromarray(np.asarray(strip.resize((side, side), Image.BICUBIC))[y, x])
 
 def _texture(kind, size, rng, strength):
     t = _fur_texture(kind)
     if max(size) > t.width: t = t.resize((max(size),)*2, Image.BILINEAR)
-    x, y = rng.integers(0, t.width - size[0] + 1), rng.integers(0, t.height - size[1]
-        + 1)
-    return t.crop((x, y, x + size[0], y + size[1])).point([int(128 + (v - 128)*strength)
-        for v in range(256)])
+    x, y = (rng.integers(0, t.width - o + 1) for o in size)
+    table = [int(128 + (v - 128)*strength) for v in range(256)]
+    return t.crop((x, y, x + size[0], y + size[1])).point(table)
 
 # %% ../../nbs/engine/03_drawn.ipynb #cd4ebdef
 def _light(c, size, rng):
     shade = c.shade[c.pad:-c.pad, c.pad:-c.pad]
-    h, w = shade.shape
-    y, x = np.mgrid[0:1:h*1j, 0:1:w*1j]
+    y, x = np.mgrid[0:1:shade.shape[0]*1j, 0:1:shade.shape[1]*1j]
     field = 1 + shade + rng.normal(0, .13)
-    field = field + rng.normal(0, .16)*(x - .5) + rng.normal(0, .16)*(y
-        - .5) - rng.uniform(0, .35)*((x - .5)**2 + (y - .5)**2)
+    field = field + rng.normal(0, .16)*(x - .5) + rng.normal(0, .16)*(y - .5)
+    field = field - rng.uniform(0, .35)*((x - .5)**2 + (y - .5)**2)
     if rng.random() < .15:
         a = rng.uniform(0, 3.1)
         u = (x*np.cos(a) + y*np.sin(a))*rng.uniform(2, 5) + rng.random()
         field = field*(1 + .13*np.clip(4*(np.sin(6.3*u)), -1, 1))
     warm = rng.normal(0, .055)
     rgb = field[...,None]*np.array([1 + warm, 1 + rng.normal(0, .012), 1 - warm])
-    return Image.fromarray(np.clip(128*rgb, 0, 235).astype(np.uint8)).resize(size,
-        Image.BILINEAR)
+    light = Image.fromarray(np.clip(128*rgb, 0, 235).astype(np.uint8))
+    return light.resize(size, Image.BILINEAR)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c2144620
 def draw_pet(
@@ -882,16 +838,15 @@ def draw_pet(
     "Draw one animal of a breed; raises `KeyError` for an unknown name."
     row, rng = _row(breed, pose, size), np.random.default_rng(seed)
     t = _individual(row, rng)
-    t.pupil, t.bow = rng.uniform(.25, .75), rng.uniform(60, 240, 3)
     if pose is None: pose = rng.choice(list(_poses), p=[.46, .24, .16, .14])
     k = 2*np.clip(.75*max(size), 170, 350)/max(size)
-    big = tuple(max(16, int(s*k)//2*2) for s in size)
-    c = _Canvas(_background(big, rng), rng)
+    c = _Canvas(_background(tuple(max(16, int(o*k)//2*2) for o in size), rng), rng)
     c.ground = .92*c.h
     _draw_animal(c, t, rng, pose)
     _foreground(c, rng)
     return _finish(c, size, rng, t)
 
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c21
 def _row(breed, pose, size):
     if min(size) < 16:
         raise ValueError(f'size {tuple(size)}: both sides must be at least 16 pixels')
@@ -906,17 +861,17 @@ def _row(breed, pose, size):
 def _finish(c, size, rng, t):
     im = c.rgb.reduce(2)
     im = im.resize(size, Image.BILINEAR if im.width > size[0] else Image.BICUBIC)
-    fur = _texture('long' if t.coat > .5 else 'short', size, rng, .09 + .20*_fur(t))
-    fur = Image.composite(fur, _texture('grain', size, rng, .12),
-        c.cover.reduce(4).resize(size, Image.BILINEAR))
-    im = ImageChops.hard_light(im, ImageChops.add(_light(c, size, rng),
-        Image.merge('RGB', (fur,)*3), 1, -128))
+    fur = _texture('long' if t.coat > .5 else 'short', size, rng, .09 + .20*t.fur)
+    cover = c.cover.reduce(4).resize(size, Image.BILINEAR)
+    fur = Image.composite(fur, _texture('grain', size, rng, .12), cover)
+    light = ImageChops.add(_light(c, size, rng), Image.merge('RGB', (fur,)*3), 1, -128)
+    im = ImageChops.hard_light(im, light)
     if rng.random() < .3:
-        im = im.filter(ImageFilter.BoxBlur(float(rng.uniform(.3,
-            max(.4, .0035*max(size))))))
+        radius = rng.uniform(.3, max(.4, .0035*max(size)))
+        im = im.filter(ImageFilter.BoxBlur(float(radius)))
     if rng.random() >= .3: return im
-    return ImageChops.add(im, Image.merge('RGB',
-        [_texture('grain', size, rng, rng.uniform(.1, .4)) for _ in range(3)]), 1, -128)
+    grain = [_texture('grain', size, rng, rng.uniform(.1, .4)) for _ in range(3)]
+    return ImageChops.add(im, Image.merge('RGB', grain), 1, -128)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c172a548
 _syllables = 'ba be do fa ga ha ka ki lo lu ma mi na no pa ra ri sa so ta to va ve zu'
@@ -931,49 +886,47 @@ def _invented_name(rng, species):
     if species == 'cat': return name.capitalize()
     return f"{name}_{rng.choice(['hound', 'terrier', 'spitz', 'spaniel'])}"
 
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c22
 def _coat_colour(rng):
     hue, sat, val = rng.uniform(.03, .12), rng.uniform(.05, .75), rng.uniform(.12, .95)
     if rng.random() < .25: hue, sat = rng.uniform(.55, .65), rng.uniform(0, .18)
-    return 255*np.array(colorsys.hsv_to_rgb(hue, sat if val < .85 else min(sat, .5),
-        val))
+    return _hsv(hue, sat if val < .85 else min(sat, .5), val)
 
-# %% ../../nbs/engine/03_drawn.ipynb #ce3ae213
-def _invent(rng):
-    cat, pick = rng.random() < .4, lambda *a: a[rng.integers(len(a))]
-    species, base = 'cat' if cat else 'dog', _coat_colour(rng)
-    coat = pick(.05, .12, .15, .2, .4, .6, .8, .95, 1.)
-    ears = pick('pricked', 'rounded') if cat else pick('pricked', 'rose', 'button',
-        'dropped', 'feathered')
+def _eye_colour(rng, cat):
+    if not cat: return _hex(np.array([80, 50, 28.])*rng.uniform(.6, 1.5))
+    return _hex(_hsv(rng.uniform(.08, .62), rng.uniform(.4, .8), rng.uniform(.55, .9)))
+
+def _extras(rng, cat, coat):
     extra = ['ruff'] if coat > .7 and rng.random() < .6 else []
     chance = dict(jowls=.2, wrinkles=.12, beard=.2*(coat > .4), fringe=.15*(coat > .4),
         smile=.15, spectacles=.08, topknot=.12, brows=.1)
     extra += [] if cat else [e for e,p in chance.items() if rng.random() < p]
-    row = dict(pattern=pick(*_patterns[species].split()), base=_hex(base),
-        second=_hex(_mix(base, (255, 250, 240), rng.uniform(.4, 1))),
-        point=_hex(base*rng.uniform(.15, .6)), light=pick(*_light_parts.split()),
-        coat=coat, ear=ears, ear_size=rng.uniform(.55, 1.6),
-        muzzle=rng.uniform(0, .45 if cat else .95), muzzle_width=rng.uniform(.36, .56
-        if cat else .95), head=rng.uniform(.82, 1.2), jaw=rng.uniform(.34, .95),
-        eye=_eye_colour(rng, cat), eye_size=rng.uniform(.8, 1.35),
-        size=rng.uniform(.28, 1.2), legs=rng.uniform(.35, 1.2),
-        tail=pick('thin', 'thick', 'plume', 'curl', 'bob'), extra='+'.join(extra)
-        or '-', species=species)
-    return {k: round(float(v), 2) if isinstance(v, float) else v for k,v in row.items()}
+    return '+'.join(extra) or '-'
 
-def _eye_colour(rng, cat):
-    if not cat: return _hex(np.array([80, 50, 28.])*rng.uniform(.6, 1.5))
-    return _hex(255*np.array(colorsys.hsv_to_rgb(rng.uniform(.08, .62),
-        rng.uniform(.4, .8), rng.uniform(.55, .9))))
+# %% ../../nbs/engine/03_drawn.ipynb #ce3ae213
+def _invent(rng):
+    cat, pick, some = rng.random() < .4, lambda *a: a[rng.integers(len(a))], rng.uniform
+    species, base = 'cat' if cat else 'dog', _coat_colour(rng)
+    coat = pick(.05, .12, .15, .2, .4, .6, .8, .95, 1.)
+    ears = 'pricked rounded' if cat else 'pricked rose button dropped feathered'
+    ear, extra = pick(*ears.split()), _extras(rng, cat, coat)
+    row = dict(pattern=pick(*_patterns[species].split()), base=_hex(base),
+        second=_hex(_mix(base, (255, 250, 240), some(.4, 1))),
+        point=_hex(base*some(.15, .6)), light=pick(*_light_parts.split()),
+        coat=coat, ear=ear, ear_size=some(.55, 1.6), muzzle=some(0, .45 if cat
+        else .95), muzzle_width=some(.36, .56 if cat else .95), head=some(.82, 1.2),
+        jaw=some(.34, .95), eye=_eye_colour(rng, cat), eye_size=some(.8, 1.35),
+        size=some(.28, 1.2), legs=some(.35, 1.2),
+        tail=pick(*'thin thick plume curl bob'.split()), extra=extra, species=species)
+    return {k: round(v, 2) if isinstance(v, float) else v for k,v in row.items()}
 
 # %% ../../nbs/engine/03_drawn.ipynb #cb9ac656
 def _trait_distance(a, b):
     "0 for the same traits, about 1 or less for breeds that are alike"
-    colour = sum(np.abs(_rgb(a[k]) - _rgb(b[k])).mean()/60
-        for k in ('base','second','point'))/3
-    number = np.mean([abs(float(a[k]) - float(b[k]))/(4*s) for k,
-        s in _jittered.items()])
-    return float(colour + number/2 + np.mean([a[k] != b[k]
-        for k in ('species','pattern','light','ear','tail','extra')]))
+    colours, kinds = ('base','second','point'), 'species pattern light ear tail extra'
+    colour = np.mean([np.abs(_rgb(a[k]) - _rgb(b[k])).mean()/60 for k in colours])
+    number = np.mean([abs(a[k] - b[k])/(4*s) for k,s in _jittered.items()])
+    return float(colour + number/2 + np.mean([a[k] != b[k] for k in kinds.split()]))
 
 def invented_traits(
     n:int=50, # How many breeds
@@ -981,27 +934,29 @@ def invented_traits(
     away:float=.8, # Smallest distance from every real breed (1: alike)
 )->pd.DataFrame: # Rows of the form of `breed_traits`; index: invented names
     "Traits of breeds that do not exist."
-    rng, rows, real = np.random.default_rng(seed), {}, [r for _,
-        r in breed_traits.iterrows()]
+    rng, rows, real = np.random.default_rng(seed), {}, breed_traits.to_dict('index')
     while len(rows) < n:
         row = _invent(rng)
         name = _invented_name(rng, row['species'])
-        new = name not in rows and name not in breed_traits.index
-        if new and min(_trait_distance(row, r) for r in real) >= away: rows[name] = row
-    return pd.DataFrame.from_dict(rows,
-        orient='index')[breed_traits.columns].rename_axis('breed')
+        far = min(_trait_distance(row, o) for o in real.values()) >= away
+        if far and name not in {*rows, *real}: rows[name] = row
+    rows = pd.DataFrame.from_dict(rows, orient='index')
+    return rows[breed_traits.columns].rename_axis('breed')
 
 # %% ../../nbs/engine/03_drawn.ipynb #c7b99820
 def _image_seed(seed, breed, n):
-    return int(np.random.SeedSequence([seed, zlib.crc32(breed.encode()),
-        n]).generate_state(1, np.uint64)[0])
+    sequence = np.random.SeedSequence([seed, zlib.crc32(breed.encode()), n])
+    return int(sequence.generate_state(1, np.uint64)[0])
 
 def _image_size(rng):
     aspect = rng.choice([4/3, 4/3, 4/3, 3/4, 3/4, 3/2, 2/3, 1., 1.2, 16/10])
-    long = rng.choice([rng.uniform(300, 400), 500, rng.uniform(400, 700)],
-        p=[.45, .35, .2])
-    w, h = (long, long/aspect) if aspect >= 1 else (long*aspect, long)
-    return int(np.clip(w, 200, 700)), int(np.clip(h, 200, 700))
+    longer = [rng.uniform(300, 400), 500, rng.uniform(400, 700)]
+    long = rng.choice(longer, p=[.45, .35, .2])
+    size = (long, long/aspect) if aspect >= 1 else (long*aspect, long)
+    return tuple(int(np.clip(o, 200, 700)) for o in size)
+
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c24
+_traps = ['gif', 'png', 'png', 'png', 'trailing_bytes', 'trailing_bytes']
 
 def _draw_one(job):
     path, row, seed, kind = job
@@ -1009,46 +964,37 @@ def _draw_one(job):
     im, quality = draw_pet(row, seed, _image_size(rng)), int(rng.integers(68, 95))
     if kind == 'gif': im.convert('P', palette=Image.Palette.ADAPTIVE).save(path, 'GIF')
     elif kind == 'png':
-        im.convert('RGBA').resize((im.width//2, im.height//2)).save(path, 'PNG',
-            compress_level=3)
+        im = im.convert('RGBA').resize((im.width//2, im.height//2))
+        im.save(path, 'PNG', compress_level=3)
     else: im.save(path, 'JPEG', quality=quality)
     if kind == 'trailing_bytes':
         with open(path, 'ab') as f: f.write(b'\x00\xff'*37 + b'left over by an editor')
 
-_trap_counts = dict(gif=1, png=3, trailing_bytes=2)
-
 # %% ../../nbs/engine/03_drawn.ipynb #cbbecf31
 def _plan(s, traits):
     "From the name of each image to its row, seed and kind of trap"
-    names = [(f'{b}_{n}.jpg', b, n) for b in s['breeds']
-        for n in range(1, s['n_per_breed'] + 1)]
-    order = iter(np.random.default_rng([s['seed'], 2]).permutation([o[0]
-        for o in names]).tolist())
-    kinds = {name: kind for kind,n in _trap_counts.items() for _,
-        name in zip(range(n), order)} if s['traps'] else {}
+    numbers = range(1, s['n_per_breed'] + 1)
+    images = {f'{b}_{n}.jpg': (b, n) for b in s['breeds'] for n in numbers}
+    order = np.random.default_rng([s['seed'], 2]).permutation(list(images))
+    kinds = dict(zip(order.tolist(), _traps)) if s['traps'] else {}
     return {name: (traits.loc[b], _image_seed(s['seed'], b, n), kinds.get(name))
-        for name,b,n in names}
+        for name,(b,n) in images.items()}
 
 # %% ../../nbs/engine/03_drawn.ipynb #c64011d5
 def _write_annotations(folder, traits, s):
-    order = sorted(traits.index, key=str.lower)
-    species = {b: 1 if b[0].isupper() else 2 for b in order}
-    rows, lists, seed = [], dict(trainval=[], test=[]), s['seed']
+    order, numbers = sorted(traits.index, key=str.lower), range(1, s['n_per_breed'] + 1)
+    lists = dict(list=[], trainval=[], test=[])
     for b in s['breeds']:
-        numbers = range(1, s['n_per_breed'] + 1)
-        shuffled = np.random.default_rng([seed, zlib.crc32(b.encode()),
-            3]).permutation(numbers)
-        train = set(shuffled[:(len(shuffled) + 1)//2].tolist())
-        nth = [x for x in order if species[x] == species[b]].index(b) + 1
+        rng = np.random.default_rng([s['seed'], zlib.crc32(b.encode()), 3])
+        train = set(rng.permutation(numbers)[:(len(numbers) + 1)//2].tolist())
+        alike = [o for o in order if o[0].isupper() == b[0].isupper()]
+        ids = f'{order.index(b) + 1} {2 - b[0].isupper()} {alike.index(b) + 1}'
         for n in numbers:
-            rows.append(f'{b}_{n} {order.index(b) + 1} {species[b]} {nth}')
-            lists['trainval' if n in train else 'test'].append(rows[-1])
-    head = ['#name class_id species breed_id',
-        '#class_id: breeds in alphabetical order, from 1', '#species: 1 cat, 2 dog',
-        '#breed_id: number of the breed among its species']
+            for k in ('list', 'trainval' if n in train else 'test'):
+                lists[k].append(f'{b}_{n} {ids}')
+    lists['list'].insert(0, '#name class_id species(1:cat,2:dog) breed_id_in_species')
     folder.mkdir()
-    for k,v in dict(list=head + rows, **lists).items():
-        (folder/f'{k}.txt').write_text('\n'.join(v) + '\n')
+    for k,v in lists.items(): (folder/f'{k}.txt').write_text('\n'.join(v) + '\n')
 
 # %% ../../nbs/engine/03_drawn.ipynb #c8085962
 def _end_with_parent():
@@ -1060,64 +1006,56 @@ def _end_with_parent():
     threading.Thread(target=watch, daemon=True).start()
 
 def _shown_progress(done, n, show):
-    if not show: return done
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import track
-        return track(done, f'Drawing {n:,} images', n, console=Console(stderr=True),
-            transient=True)
-    print(f'Drawing {n:,} images ...', file=sys.stderr, flush=True)
+    if show and sys.stderr.isatty():
+        from rich import console, progress
+        return progress.track(done, f'Drawing {_count(n, "image")}', n, transient=True,
+            console=console.Console(stderr=True))
+    if show: print(f'Drawing {_count(n, "image")} ...', file=sys.stderr, flush=True)
     return done
 
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c25
 def _run_jobs(jobs, n_workers, progress):
-    if n_workers <= 1 or len(jobs) < 2:
-        for _ in _shown_progress(map(_draw_one, jobs), len(jobs), progress): pass
-        return
+    n, n_workers = len(jobs), min(n_workers, len(jobs))
+    if n_workers < 2: return list(_shown_progress(map(_draw_one, jobs), n, progress))
     import pets_nb.engine.drawn as module # workers can import a module, not a notebook
-    pool = ProcessPoolExecutor(min(n_workers, len(jobs)),
-        initializer=module._end_with_parent)
+    pool = ProcessPoolExecutor(n_workers, initializer=module._end_with_parent)
     with warnings.catch_warnings(), pool:
         warnings.filterwarnings('ignore', message='.*multi-threaded.*fork')
         done = pool.map(module._draw_one, jobs, chunksize=8)
-        for _ in _shown_progress(done, len(jobs), progress): pass
+        list(_shown_progress(done, n, progress))
 
 # %% ../../nbs/engine/03_drawn.ipynb #c2c45f52
 _version = 2 # Of the painter: raise it when the pixels change
 
-def _planted_traps(dest):
-    return _read_record(Path(dest))['planted']
-
-def _read_record(dest):
-    try: return json.loads((dest/'drawn.json').read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f'{shown(dest/"drawn.json")} is damaged '
-        f'({e}). Delete the folder, and it is drawn again.') from None
-
 def _drawn_before(dest, settings):
     "The record of `dest` if it holds just these images; None if it is empty"
-    if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())): return None
-    record = _read_record(dest) if (dest/'drawn.json').is_file() else {}
+    if not dest.exists() or dest.is_dir() and not any(dest.iterdir()): return None
+    file, record = dest/'drawn.json', None
+    try:
+        if file.is_file(): record = json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as e: raise ValueError(f'{shown(file)} is damaged ({e}). Delete '
+        'the folder to have it drawn again.') from None
     if isinstance(record, dict) and record.get('settings') == settings: return record
-    raise FileExistsError(f'{shown(dest)} holds something else than these drawn pets; '
-        'give another folder, or delete it first.')
+    raise FileExistsError(f'{shown(dest)} holds something else than these drawn pets. '
+        'Choose another folder, or delete this one first.')
 
 def _check_breeds(breeds, traits, n_per_breed):
     breeds = sorted(traits.index if breeds is None else breeds, key=str.lower)
     unknown = [b for b in breeds if b not in traits.index]
-    if unknown: raise ValueError(f'{len(unknown)} of {len(breeds)} breeds are not in '
-        f'the table of traits: {unknown[:10]}; it has {list(traits.index)}')
-    if not breeds or n_per_breed < 1: raise ValueError(f'Nothing to draw: '
-        f'{len(breeds)} breeds, {n_per_breed} images of each; both must be at least 1.')
+    if unknown: raise ValueError(f'No traits for {_count(len(unknown), "breed")}: '
+        f'{unknown[:10]}; the table has {list(traits.index)}')
+    if not breeds or n_per_breed < 1: raise ValueError(
+        f'Nothing to draw: {len(breeds)} breeds, {n_per_breed} images of each')
     return breeds
 
 # %% ../../nbs/engine/03_drawn.ipynb #c02c89ba
 def _repair(images, plan, sizes, n_workers, progress):
     "Draw again what is missing or has another length than it had"
     length = {o.name: o.stat().st_size for o in images.glob('*') if o.is_file()}
-    bad = [name for name in plan if name not in length
-        or length[name] != sizes.get(name, length[name])]
+    bad = [o for o in plan if length.get(o) != sizes[o]]
     if not bad: return
-    print(f'{len(bad):,} drawn images are missing or damaged, and are drawn again: '
-          + ', '.join(bad[:10]), file=sys.stderr)
+    print(f'Drawing {_count(len(bad), "missing or damaged image")} again: '
+        + ', '.join(bad[:10]), file=sys.stderr)
     images.mkdir(exist_ok=True)
     _run_jobs([(str(images/name), *plan[name]) for name in bad], n_workers, progress)
 
@@ -1132,35 +1070,33 @@ def draw_pets(
     n_workers:int=None, # Worker processes; None: one for each core
     progress:bool=True, # Show the progress on stderr
 )->Path: # `dest`, with `images/`, `annotations/` and `drawn.json`
-    "Draw a folder of pets in the form of Oxford's; `ValueError`, `FileExistsError`."
+    "Draw a folder of pets, laid out like Oxford's; `ValueError`, `FileExistsError`."
     dest, traits = Path(dest), breed_traits if traits is None else traits
-    settings = dict(n_per_breed=n_per_breed, breeds=_check_breeds(breeds, traits,
-        n_per_breed), traits=zlib.crc32(traits.to_csv().encode()), seed=seed,
-        traps=traps, damage=False, version=_version)
+    settings = dict(n_per_breed=n_per_breed,
+        breeds=_check_breeds(breeds, traits, n_per_breed), seed=seed, traps=traps,
+        traits=zlib.crc32(traits.to_csv().encode()), damage=False, version=_version)
     plan, how = _plan(settings, traits), (n_workers or os.cpu_count() or 1, progress)
     if record := _drawn_before(dest, settings):
-        _repair(dest/'images', plan, record.get('sizes', {}), *how)
-    else:
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with atomic_path(dest) as work: _fill(work, settings, traits, plan, *how)
-        except OSError:
-            if not _drawn_before(dest, settings):
-                raise # else another process was faster
+        _repair(dest/'images', plan, record['sizes'], *how)
+        return dest
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with atomic_path(dest) as work: _fill(work, settings, traits, plan, *how)
+    except OSError:
+        if not _drawn_before(dest, settings): raise # else another process was faster
     return dest
 
 # %% ../../nbs/engine/03_drawn.ipynb #c525ef09
 def _fill(work, settings, traits, plan, n_workers, progress):
-    images, breeds = work/'images', settings['breeds']
+    images, planted = work/'images', {}
     images.mkdir(parents=True)
-    _run_jobs([(str(images/name), *job) for name,job in plan.items()], n_workers,
-        progress)
+    _run_jobs([(str(images/k), *job) for k,job in plan.items()], n_workers, progress)
     sizes = {o.name: o.stat().st_size for o in images.iterdir()}
-    planted = {k: sorted(name for name,job in plan.items() if job[2] == k)
-        for k in _trap_counts} if settings['traps'] else {}
-    if settings['traps']:
-        planted['stray'] = [f'{breeds[0]}_{n}.mat' for n in (100, 101, 102)]
-        for name in planted['stray']:
+    for trap in dict.fromkeys(_traps) if settings['traps'] else ():
+        planted[trap] = sorted(name for name,job in plan.items() if job[2] == trap)
+        stray = [f"{settings['breeds'][0]}_{n}.mat" for n in (100, 101, 102)]
+        planted['stray'] = stray
+        for name in stray:
             (images/name).write_bytes(b'MATLAB 5.0 MAT-file'.ljust(124) + b'\x00\x01IM')
     _write_annotations(work/'annotations', traits, settings)
     write_json(work/'drawn.json', dict(settings=settings, planted=planted, sizes=sizes))
