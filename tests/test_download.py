@@ -142,7 +142,7 @@ def test_offline_without_data_says_what_to_do(server, tmp_path):
     with pytest.raises(ConnectionError, match='drawn'): fetch(server, tmp_path, retries=1)
 
 @pytest.mark.parametrize('faults', [['drop'], ['drop','drop','drop'], ['drop at once','drop'], ['slow'], [500,503,''], ['drop',502,'drop'], ['no length'],
-    ['drop'] + ['no answer']*8 + ['drop']])
+    ['drop'] + ['no answer']*4 + ['drop']])
 def test_passing_faults_are_survived(server, tmp_path, faults):
     server.http.faults = list(faults)
     assert_whole(fetch(server, tmp_path))
@@ -319,7 +319,7 @@ def test_unsafe_entries_are_refused(tmp_path, kind):
 
 def test_all_unsafe_entries_are_listed(tmp_path):
     (tmp_path/'pets.tgz').write_bytes(make_archive([(info(f'../evil_{i}.txt'), b'') for i in range(12)]))
-    with pytest.raises(ValueError, match=r'12 of its entries.*evil_0.txt.*evil_9.txt.*\.\.\.'): _extract(tmp_path/'pets.tgz', tmp_path/'pets')
+    with pytest.raises(ValueError, match=r'12 of its entries.*evil_0.txt.*evil_9.txt.*\.\.\. \(12 in all\)'): _extract(tmp_path/'pets.tgz', tmp_path/'pets')
 
 @pytest.mark.parametrize('cut', [4, 100, 100_000])
 def test_cut_archive_leaves_nothing_but_itself(tmp_path, archive, cut):
@@ -376,7 +376,7 @@ def test_one_image_missing(server, tmp_path, capsys):
     assert capsys.readouterr().out.count('holds 23 of 24 images') == 1
 
 def test_archive_with_too_few_images_is_an_error(server, tmp_path):
-    with pytest.raises(ValueError, match='instead of 7390'): fetch(server, tmp_path, n_images=7390)
+    with pytest.raises(ValueError, match='24 images instead of 7,390'): fetch(server, tmp_path, n_images=7390)
 
 def test_python_without_filters_is_told(tmp_path, archive, monkeypatch):
     (tmp_path/'pets.tgz').write_bytes(archive)

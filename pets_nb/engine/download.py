@@ -8,15 +8,14 @@ Docs: https://pets-nb.github.io/pets_nb/engine/download.html.md"""
 __all__ = ['download', 'has_oxford', 'get_oxford']
 
 # %% ../../nbs/engine/02_download.ipynb #5925b2c1
-import errno,gzip,hashlib,os,re,sys,tarfile,time,zlib
+import gzip,hashlib,os,re,shutil,tarfile,time,zlib
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util.retry import Retry
 from .files import config_folder, shown
-from .files import _expanded, _locked, _named_image, _need_space, _scratch
+from pets_nb.engine.files import (_count, _expanded, _locked, _named_image, _need_space,
+    _scratch, _some)
 
 # %% ../../nbs/engine/02_download.ipynb #089e65dc
 _URL = 'https://s3.amazonaws.com/fast-ai-imageclas/oxford-iiit-pet.tgz'
@@ -35,18 +34,15 @@ def _wrong(path, size=None, md5=None):
     return f'MD5 of the first megabyte is {found} instead of {md5}'
 
 # %% ../../nbs/engine/02_download.ipynb #973f5166
-def _session(retries, backoff):
-    "A `requests` session that asks again when a server has a passing fault"
-    retry = Retry(total=None, connect=2, read=retries, status=retries, other=0,
-        redirect=10, backoff_factor=backoff, allowed_methods=['GET'],
-        status_forcelist=(429,500,502,503,504))
-    session = requests.Session()
-    for o in ('http://','https://'): session.mount(o, HTTPAdapter(max_retries=retry))
-    return session
-
 def _length(path): return path.stat().st_size if path.exists() else 0
-
 def _etag(part): return part.with_name(part.name+'.etag')
+
+def _headers(part):
+    headers = {'Accept-Encoding':'identity'}
+    if have := _length(part):
+        headers['Range'] = f'bytes={have}-'
+        if _etag(part).exists(): headers['If-Range'] = _etag(part).read_text()
+    return headers
 
 # %% ../../nbs/engine/02_download.ipynb #0bf66b20
 def _announced(r, have):
@@ -72,47 +68,43 @@ def _append(r, part, bar):
             bar(f.tell())
 
 # %% ../../nbs/engine/02_download.ipynb #54ca6ea6
-def _fetch(session, url, part, size, timeout, bar):
+def _fetch(url, part, size, timeout, bar):
     "Ask for what `part` lacks and add it; returns what went wrong, or ''"
-    have,headers = _length(part), {'Accept-Encoding':'identity'}
-    if have: headers['Range'] = f'bytes={have}-'
-    if have and _etag(part).exists(): headers['If-Range'] = _etag(part).read_text()
-    with session.get(url, headers=headers, stream=True, timeout=timeout) as r:
-        if r.status_code not in (200,206,416): raise FileNotFoundError(
-            f'{url} answered {r.status_code} {r.reason}. Is the address right?')
+    have = _length(part)
+    with requests.get(url, headers=_headers(part), stream=True, timeout=timeout) as r:
+        said = f'{r.status_code} {r.reason}'
+        if r.status_code in (429,500,502,503,504): return said
+        if r.status_code not in (200,206,416):
+            raise FileNotFoundError(f'{url} answered {said}. Is the address right?')
         total = _announced(r, have)
         if None not in (size,total) and size != total: raise ValueError(
             f'{url} offers {total:,} bytes instead of {size:,}. Another file, or a '
             'login page of the network? Nothing was changed.')
-        if r.status_code == 416 and have == total: return ''
-        if r.status_code == 416: raise ValueError(
+        if r.status_code == 416 and have != total: raise ValueError(
             f'{part.name} holds {have:,} bytes, but the file at {url} has {total:,}: '
             'the part belongs to another file. Delete it, or name another place.')
-        try: _append(r, part, bar)
-        except (requests.RequestException, OSError) as e:
-            if getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT): raise
-            return f'{type(e).__name__}: {e}'
-    size,now = total if size is None else size, _length(part)
+        if r.status_code != 416: _append(r, part, bar)
+    size,now = size or total,_length(part)
     return '' if size in (None,now) else f'it ended after {now:,} of {size:,} bytes'
 
 # %% ../../nbs/engine/02_download.ipynb #9b947b88
 def _fetch_all(url, part, size, retries, timeout, backoff, bar):
     "Try until `part` is complete"
     tries,first = 0,_length(part)
-    with _session(retries, backoff) as session:
-        while size is None or _length(part) < size:
-            before = _length(part)
-            try: problem = _fetch(session, url, part, size, timeout, bar)
-            except requests.RequestException as e:
-                problem = f'{type(e).__name__}: {e}'
-                if before == first: tries = retries
-            if not problem: return
-            tries = 1 if _length(part) > before else tries+1
-            if tries > retries: raise ConnectionError(
-                f'The download of {url} stopped: {problem}. {_length(part):,} bytes '
-                f'are kept in {part.name}; the next call goes on from there. Drawn '
-                "pets (source 'drawn') need no network.")
-            time.sleep(backoff * 2**(tries-1))
+    while size is None or _length(part) < size:
+        before = _length(part)
+        try: problem = _fetch(url, part, size, timeout, bar)
+        except requests.RequestException as e:
+            problem = f'{type(e).__name__}: {e}'
+            offline = isinstance(e, requests.ConnectionError) and _length(part) == first
+            if offline: tries = retries
+        if not problem: return
+        tries = 1 if _length(part) > before else tries+1
+        if tries > retries: raise ConnectionError(
+            f'The download of {url} stopped: {problem}. {_length(part):,} bytes are '
+            f'kept in {part.name}, and the next call continues from there. Drawn pets '
+            "(source 'drawn') need no network.")
+        time.sleep(backoff * 2**(tries-1))
 
 # %% ../../nbs/engine/02_download.ipynb #e599dc58
 @contextmanager
@@ -133,8 +125,8 @@ def _set_aside(path, size, md5):
     part = path.with_name(path.name+'.part')
     short = size is not None and path.stat().st_size < size and not part.exists()
     aside = path.replace(part if short else path.with_name(path.name+'.damaged'))
-    print(f"{shown(path.name)} isn't what was expected ({problem}): it is now "
-        f'{shown(aside.name)} and is downloaded again.')
+    print(f"{shown(path.name)} isn't the expected file ({problem}). It is now called "
+        f'{shown(aside.name)}, and is downloaded again.')
 
 # %% ../../nbs/engine/02_download.ipynb #86665a78
 def download(
@@ -147,11 +139,10 @@ def download(
     backoff:float=1, # Seconds of the first pause between attempts, doubled each time
     progress:bool=True, # Show a progress bar on stderr?
 )->Path: # `dest`
-    "Download one file, going on where an earlier attempt stopped"
+    "Download one file, continuing where an earlier attempt stopped"
     dest = _expanded(dest)
-    part = dest.with_name(dest.name+'.part')
+    part,lock = dest.with_name(dest.name+'.part'),dest.with_name(f'.{dest.name}.lock')
     dest.parent.mkdir(parents=True, exist_ok=True)
-    lock = dest.with_name(f'.{dest.name}.lock')
     with _locked(lock, f'a download of {shown(dest.name)}'):
         if dest.exists(): _set_aside(dest, size, md5)
         if dest.exists(): return dest
@@ -168,12 +159,9 @@ def download(
 # %% ../../nbs/engine/02_download.ipynb #1d2b7d02
 def _refused(member):
     "Why an archive's entry must not be extracted, or ''"
-    name = member.name
-    windows = PureWindowsPath(name).drive or name.startswith('\\')
-    if PurePosixPath(name).is_absolute() or windows: return 'absolute path'
-    if '..' in re.split(r'[\\/]', name): return 'path that leaves the folder'
-    if member.issym() or member.islnk(): return 'link'
-    return '' if member.isfile() or member.isdir() else 'device or other special file'
+    if re.match(r'[/\\]|\w:', member.name): return 'absolute path'
+    if '..' in re.split(r'[\\/]', member.name): return 'path that leaves the folder'
+    return '' if member.isfile() or member.isdir() else 'link or special file'
 
 # %% ../../nbs/engine/02_download.ipynb #9990eed0
 def _unpack(archive, folder):
@@ -194,33 +182,28 @@ def _unpack(archive, folder):
 def _extract(archive, dest):
     "Extract an archive to the folder `dest`, safely and all or nothing"
     if not hasattr(tarfile, 'data_filter'): raise RuntimeError(
-        "This Python's tarfile has no extraction filters (PEP 706): update to 3.10.12, "
-        '3.11.4, 3.12 or later, or unpack the archive yourself and name the folder.')
+        "This Python's tarfile has no extraction filters (PEP 706): update Python, or "
+        'unpack the archive yourself and name the folder.')
     dest.parent.mkdir(parents=True, exist_ok=True)
     with _scratch(dest) as tmp:
         tmp.mkdir()
         try: refused = _unpack(archive, tmp)
         except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as e:
-            name = shown(archive.name)
-            raise ValueError(f'{name} is damaged ({type(e).__name__}: {e})') from e
-        if refused: raise ValueError(
-            f'{shown(archive.name)} was not extracted: {len(refused)} of its entries '
-            f"would be unsafe to write: {', '.join(refused[:10])}"
-            f"{', ...' if len(refused)>10 else ''}. Is it the right archive?")
+            raise ValueError(f'{shown(archive.name)} is damaged '
+                f'({type(e).__name__}: {e})') from e
+        if refused: raise ValueError(f'{shown(archive.name)} was not extracted: '
+            f'{len(refused)} of its entries are unsafe: {_some(refused)}. '
+            'Is it the right archive?')
         inside = list(tmp.iterdir())
         one = len(inside)==1 and inside[0].is_dir() and inside[0].name!='images'
-        root = inside[0] if one else tmp
-        return _fill(root, dest) if dest.exists() else root.rename(dest)
+        return _fill(inside[0] if one else tmp, dest)
 
-# %% ../../nbs/engine/02_download.ipynb #00fa98f6
+# %% ../../nbs/engine/02_download.ipynb #2d5a0c02
 def _fill(root, dest):
     "Move the files of `root` that `dest` lacks"
-    for o in sorted(root.rglob('*')):
-        to = dest/o.relative_to(root)
-        if not o.is_file() or os.path.lexists(to): continue
-        to.parent.mkdir(parents=True, exist_ok=True)
-        o.rename(to)
-    return dest
+    def move(a, b): os.path.lexists(b) or os.rename(a, b)
+    if not dest.exists(): return root.rename(dest)
+    return shutil.copytree(root, dest, copy_function=move, dirs_exist_ok=True)
 
 # %% ../../nbs/engine/02_download.ipynb #d4a25f49
 def _oxford_paths(data_dir, url):
@@ -262,13 +245,14 @@ def get_oxford(
     with _locked(lock, f'another call of get_oxford for {shown(folder)}'):
         if has_oxford(data_dir, url, n_images): return images
         if images.is_dir(): print(f'{folder.name} holds {_n_images(images):,} of '
-            f'{n_images:,} images: the others come from {archive.name}.')
+            f'{n_images:,} images; the others come from {archive.name}.')
         have = max(_length(archive), _length(archive.with_name(archive.name+'.part')))
         need = max(0, size-have) + int(1.1*size) if size else 0
         _need_space(archive.parent, need, archive.name)
         _extract_or_rename(download(url, archive, size, md5, **kwargs), folder)
     if (n := _n_images(images)) < n_images: raise ValueError(
-        f'{archive.name} holds {n} images instead of {n_images}: is it the right one?')
+        f'{archive.name} holds {_count(n, "image")} instead of {n_images:,}: '
+        'is it the right one?')
     return images
 
 # %% ../../nbs/engine/02_download.ipynb #d55ded44
