@@ -8,7 +8,7 @@ Docs: https://pets-nb.github.io/pets_nb/engine/pipeline.html.md"""
 __all__ = ['sample_augmentations', 'augmentation_matrix', 'warp_image', 'OneWarp']
 
 # %% ../../nbs/engine/05_pipeline.ipynb #5baf8c5d
-from .pixels import _decode, _jpeg, _presize, _square
+from .pixels import _decode, _jpeg, _middle, _presize, _square
 import math, warnings
 from concurrent.futures import ThreadPoolExecutor
 import cv2, numpy as np, torch
@@ -151,9 +151,7 @@ def presized(self:OneWarp, source):
 @patch
 def middle(self:OneWarp, source):
     "The middle square at its final size, for validation"
-    x,_ = _square(*self.presized(source))
-    how = cv2.INTER_AREA if len(x) > self.size else cv2.INTER_LINEAR
-    return cv2.resize(x, (self.size, self.size), interpolation=how)
+    return _middle(*self.presized(source), self.size)
 
 @patch
 def augmented(self:OneWarp, sources, params, out):

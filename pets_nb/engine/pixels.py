@@ -27,6 +27,7 @@ def _jpeg(source):
             return (data, im.size) if data.rstrip(b'\0')[-2:] == b'\xff\xd9' else None
     except Exception: return # `open_image` will say what is wrong
 
+# %% ../../nbs/engine/04a_pixels.ipynb #4a6b0c02
 _rgb = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _flags = {1: _rgb, 2: _rgb | 16, 4: _rgb | 32, 8: _rgb | 64} # cv2.IMREAD_REDUCED_...
 
@@ -62,6 +63,7 @@ def _square(pixels, k=1, x=0.5, y=0.5):
     shift = np.array([[1, 0, 2*(left%1)/side], [0, 1, 2*(top%1)/side], [0, 0, 1]])
     return pixels[int(top):int(top) + side, int(left):int(left) + side],shift
 
+# %% ../../nbs/engine/04a_pixels.ipynb #4a6b0c04
 def _middle(pixels, k, size):
     "The middle square at its final size"
     x,_ = _square(pixels, k)
