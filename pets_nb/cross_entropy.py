@@ -1,4 +1,4 @@
-"""What the loss computes, and why there is a logarithm in it.
+"""What the loss computes, and why there is a logarithm in it
 
 Docs: https://pets-nb.github.io/pets_nb/cross_entropy.html.md"""
 
