@@ -419,6 +419,8 @@ def _training_in(folder, learn, a):
 # %% ../../nbs/tools/03_cli.ipynb #a1727f85
 def _train(a):
     "Train a classifier of images, say how far to trust it, and keep it"
+    if int(os.getenv('WORLD_SIZE', 1))>1: raise ValueError("train runs as one "
+        "process: start it without accelerate launch or torchrun")
     folder = a.resume and Path(a.resume)
     if folder and (folder/'report.txt').is_file():
         return print((folder/'report.txt').read_text(encoding='utf-8'), end='')
