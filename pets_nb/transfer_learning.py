@@ -14,9 +14,9 @@ import math, numpy as np
 def one_cycle_value(
     pos:float, # How much of the training is done, 0 to 1
     start:float, # Value at the beginning
-    middle:float, # Value at the turn
+    middle:float, # Value at the turning point
     end:float, # Value at the end
-    pct_start:float=0.25, # Position of the turn, 0 to 1
+    pct_start:float=0.25, # Position of the turning point, 0 to 1
 )->float: # The value at `pos`
     "Half a cosine from `start` to `middle`, then half a cosine to `end`"
     def cosine(a, b, t): return a + (b-a)*(1 - math.cos(math.pi*t))/2
@@ -27,7 +27,7 @@ def one_cycle_value(
 def group_rates(
     rate, # One rate, `slice(high)` or `slice(low, high)`
     n:int, # Number of parameter groups
-)->list: # A rate for each group, the head's last
+)->list: # A rate for each group; the last is the head's
     "The learning rate of each parameter group"
     if not isinstance(rate, slice): return [rate]*n
     if rate.start is None: return [rate.stop/10]*(n-1) + [rate.stop]
