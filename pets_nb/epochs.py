@@ -1,4 +1,4 @@
-"""When the validation loss rises while the error still falls, what early stopping buys, and why the best of many epochs looks better than it is.
+"""Why the validation loss can rise while the error still falls, what early stopping buys, and why the best of many epochs looks better than it is.
 
 Docs: https://pets-nb.github.io/pets_nb/epochs.html.md"""
 
@@ -15,7 +15,7 @@ def loss_parts(
     logits, # What the last layer returns, shape (N, C), float
     targets, # True classes, shape (N,), int64
 )->dict: # `loss`, `error`, and what right and wrong answers each add to the loss
-    "Loss and error of a set of images, and how much of the loss the wrong answers make"
+    "Loss and error of a set, and how much of the loss is due to wrong answers"
     losses = F.cross_entropy(logits.float(), targets, reduction='none')
     wrong = logits.argmax(1) != targets
     total = len(targets)
