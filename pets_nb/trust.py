@@ -1,4 +1,4 @@
-"""Are the probabilities honest, which labels look wrong, and where in the image does the model look?
+"""Calibrated probabilities, wrong labels, and heatmaps of where in an image the model finds its evidence.
 
 Docs: https://pets-nb.github.io/pets_nb/trust.html.md"""
 
@@ -28,7 +28,7 @@ def calibration_error(
 def fit_temperature(
     logits, # What the last layer returns for images not trained on, shape (N, C), float
     targets, # True classes, shape (N,), int64
-)->float: # What to divide the logits by; above 1 for a model that is too sure
+)->float: # What to divide the logits by; above 1 for an overconfident model
     "The temperature with the lowest loss"
     log_t = torch.zeros(1, requires_grad=True)
     opt = torch.optim.LBFGS([log_t], max_iter=50, line_search_fn='strong_wolfe')
@@ -45,5 +45,5 @@ def class_map(
     features, # Output of the body, shape (N, C, H, W)
     weight, # A row of the last linear layer, shape (C,)
 )->torch.Tensor: # What each place adds to the logit, shape (N, H, W)
-    "Class activation map of an average-pooled linear head: mean = logit minus bias"
+    "Class activation map of a linear head on pooled features: its mean is logit - bias"
     return torch.einsum('nchw,c->nhw', features, weight)
