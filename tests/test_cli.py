@@ -158,10 +158,10 @@ def test_a_killed_run_goes_on(work):
     assert table('killed')==table('result') and len(table('killed'))==4
 
 def test_resume_refuses_what_is_no_run(capsys, tmp_path):
-    assert 'holds no run' in call(capsys, 'train', '--resume', tmp_path, status=2)[1]
+    assert 'has no run to resume' in call(capsys, 'train', '--resume', tmp_path, status=2)[1]
     (tmp_path/'settings.json').write_text('{"argv": ["train", "--size"')
     err = call(capsys, 'train', '--resume', tmp_path, status=2)[1]
-    assert 'settings.json is damaged' in err and err.count('\n')==1
+    assert "settings.json can't be read" in err and err.count('\n')==1
 
 @pytest.mark.parametrize('args,words', [
     (('--arch', 'resnet19'), 'resnet18'), (('--arch', 'fasterrcnn_resnet50_fpn'), 'classif'), (('--split', 'official', '--labels', 'folders'), 'class'),

@@ -8,10 +8,10 @@ Docs: https://pets-nb.github.io/pets_nb/engine/audit.html.md"""
 __all__ = ['Audit', 'audit']
 
 # %% ../../nbs/engine/01_audit.ipynb #1b2d92ee
-import hashlib,json,os,re,sqlite3,sys
+import hashlib,json,os,sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np, pandas as pd, PIL
@@ -19,58 +19,63 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from PIL import Image, ImageOps
 from platformdirs import user_cache_dir
-from .files import ImageError, open_image, shown
-from .files import _all_files, _decode, _expanded, _fault, _header
+from .files import ImageError, atomic_path, open_image, shown
+from .files import _all_files, _count, _decode, _expanded, _fault, _header
 from .files import _named_image, _open_regular
 
 # %% ../../nbs/engine/01_audit.ipynb #7ef953ac
-_ORDER = ['left out','converted on load','kept']
-_RULES = {
-    'unreadable': ('left out', 'the system refuses to open it'),
-    'not an image': ('left out', 'neither its name nor its content is an image'),
-    'misnamed image': ('left out', "its name doesn't end like an image's: rename it"),
-    'undecodable': ('left out', 'named like an image, but no decoder can read it'),
-    'truncated': ('left out', 'part of the image is missing'),
-    'huge': ('left out', 'decoding it would take too much memory'),
-    'tiny': ('left out', 'too few pixels to show anything'),
-    'no label': ('left out', 'nothing says what it shows'),
-    'duplicate': ('left out', 'the same pixels as an earlier file'),
-    'contradicting labels': ('left out', 'the same pixels under different labels'),
+_LEFT_OUT = {
+    'unreadable': 'the system refuses to open it',
+    'not an image': 'neither its name nor its content is an image',
+    'misnamed image': "its name doesn't have the suffix of an image: rename it",
+    'undecodable': 'named like an image, but no decoder can read it',
+    'truncated': 'part of the image is missing',
+    'huge': 'decoding it would take too much memory',
+    'tiny': 'too few pixels to show anything',
+    'no label': 'no label says what it shows',
+    'duplicate': 'the same pixels as an earlier file',
+    'contradicting labels': 'the same pixels under different labels',
 }
 
 # %% ../../nbs/engine/01_audit.ipynb #f996adac
-_RULES |= {
-    'other format': ('converted on load', "the content isn't what the name says"),
-    'grey': ('converted on load', 'one channel, copied to three'),
-    'palette': ('converted on load', 'indices into a table of colours, looked up'),
-    'transparency': ('converted on load', 'laid on white'),
-    'CMYK': ('converted on load', 'ink colours, converted to RGB'),
-    'more than 8 bits': ('converted on load', 'scaled by the range of its values'),
-    'other mode': ('converted on load', "another of Pillow's modes, converted to RGB"),
-    'animated': ('converted on load', 'the first frame'),
-    'rotated by EXIF': ('converted on load', 'rotated as the camera noted'),
-    'trailing bytes': ('kept', 'bytes after the end of a JPEG, which some refuse'),
-    'nearly black': ('kept', 'almost every pixel is black: have a look at it'),
-    'near copy': ('kept', 'almost the same as an earlier file: never split the two'),
-    'few images': ('kept', 'a class with very few images is learned badly'),
+_CONVERTED = {
+    'other format': "the content isn't what the suffix says",
+    'grey': 'one channel, copied to three',
+    'palette': 'indices into a table of colours, looked up',
+    'transparency': 'pasted onto a white background',
+    'CMYK': 'ink colours, converted to RGB',
+    'more than 8 bits': 'scaled by the range of its values',
+    'other mode': "another of Pillow's modes, converted to RGB",
+    'animated': 'only the first frame is used',
+    'rotated by EXIF': 'rotated as the camera noted',
 }
+
+# %% ../../nbs/engine/01_audit.ipynb #7c5e0a01
+_KEPT = {
+    'trailing bytes': "extra bytes after the image's end, which some decoders refuse",
+    'nearly black': 'almost every pixel is black: have a look at it',
+    'near copy': 'almost the same as an earlier file: never split the two',
+    'few images': 'a class with so few images is hard to learn',
+}
+_ORDER = ['left out','converted on load','kept']
+_RULES = {k: (decision,reason) for decision,rules in
+    zip(_ORDER, (_LEFT_OUT,_CONVERTED,_KEPT)) for k,reason in rules.items()}
 
 # %% ../../nbs/engine/01_audit.ipynb #3a5abfbe
 _MODES = {'RGB':None, 'L':'grey', '1':'grey', 'P':'palette', 'CMYK':'CMYK',
-    'LA':'transparency', 'RGBA':'transparency', 'PA':'transparency',
-    'F':'more than 8 bits'}
+    'LA':'transparency', 'RGBA':'transparency', 'PA':'transparency'}
 _JPEG = ('.jpg','.jpeg','.jfif')
 _SUFFIXES = {'JPEG':_JPEG, 'MPO':_JPEG, 'TIFF':('.tif','.tiff')}
 
 def _header_problems(im, path):
     "What the header of an opened image shows: a dict from problem to detail"
     found,suffix,fmt = {},path.suffix.lower(),im.format
-    usual = _SUFFIXES.get(fmt, ('.'+fmt.lower(),))
     named = f'{fmt} named {suffix or "without a suffix"}'
     if not _named_image(path): found['misnamed image'] = named
-    elif suffix not in usual: found['other format'] = named
-    deep = im.mode.startswith('I')
-    mode = 'more than 8 bits' if deep else _MODES.get(im.mode, 'other mode')
+    elif suffix not in _SUFFIXES.get(fmt, ('.'+fmt.lower(),)):
+        found['other format'] = named
+    mode = _MODES.get(im.mode, 'other mode')
+    if im.mode[0] in 'IF': mode = 'more than 8 bits'
     if mode: found[mode] = f'mode {im.mode}'
     if 'transparency' in im.info and mode != 'transparency':
         found['transparency'] = f'a transparent colour in mode {im.mode}'
@@ -79,27 +84,13 @@ def _header_problems(im, path):
     im.seek(0)
     return found
 
-# %% ../../nbs/engine/01_audit.ipynb #dec389d1
-_MARK = re.compile(rb'\xff[^\x00\xff\xd0-\xd7]') # not data, filling or a restart mark
-
-def _jpeg_end(data):
-    "Offset just after the end mark of the JPEG in `data`, or -1"
-    i = 2
-    while m := _MARK.search(data, i):
-        i,kind = m.end(),data[m.end()-1]
-        if kind == 0xD9: return i
-        if kind not in (0x01,0xD8): i += int.from_bytes(data[i:i+2], 'big')
-    return -1
-
 # %% ../../nbs/engine/01_audit.ipynb #4945eb9d
-def _trailing(f, most=2**26):
-    "How many bytes follow the end of a JPEG; 0 if no end is found in `most` bytes"
-    size = f.seek(0, 2)
-    f.seek(max(0, size-2))
-    if f.read() == b'\xff\xd9': return 0
-    f.seek(0)
-    end = _jpeg_end(f.read(most))
-    return size-end if end > 0 else 0
+def _trailing(f):
+    "How many bytes follow the last end mark of a JPEG"
+    f.seek(max(0, f.seek(0, 2)-2**26))
+    data = f.read()
+    end = data.rfind(b'\xff\xd9')
+    return len(data)-end-2 if end > 0 else 0
 
 # %% ../../nbs/engine/01_audit.ipynb #2cf57238
 def _hash(rgb):
@@ -114,95 +105,85 @@ def _hash(rgb):
 def _look(path):
     "What one file is, whatever its label: a row that can be remembered"
     row = dict(format='', mode='', width=0, height=0, found={}, pixels='', look='')
-    found = row['found']
     try:
-        with _open_regular(path) as f, _header(f) as im:
-            row |= {o: getattr(im, o) for o in ('format','mode','width','height')}
-            found.update(_header_problems(im, path))
-            rgb = _decode(im, 64)
-            sum_ = hashlib.blake2b(rgb.tobytes(), digest_size=16).hexdigest()
-            row |= dict(pixels=sum_, look=_hash(rgb))
-            dark = sum(rgb.convert('L').histogram()[:12])/(rgb.width*rgb.height)
-            if dark > .99: found['nearly black'] = f'{100*dark:.1f} % of its pixels'
-            turn = im.getexif().get(0x0112, 1)
-            if turn in range(2,9): found['rotated by EXIF'] = f'orientation {turn}'
-            if im.format == 'JPEG' and (n := _trailing(f)):
-                found['trailing bytes'] = f'{n:,} bytes after the end mark'
+        with _open_regular(path) as f, _header(f) as im: _look_inside(f, im, path, row)
     except Exception as e:
         e = e if isinstance(e, ImageError) else _fault(e)
         stray = e.kind == 'undecodable' and not row['format'] and not _named_image(path)
-        found['not an image' if stray else e.kind] = str(e)
+        row['found']['not an image' if stray else e.kind] = str(e)
     return row
 
-# %% ../../nbs/engine/01_audit.ipynb #d1a73806
-def _memory_file():
-    folder = os.getenv('PETS_NB_CACHE') or user_cache_dir('pets_nb')
-    if folder[0] == '~': raise OSError('no home folder')
-    os.makedirs(folder, exist_ok=True)
-    return os.path.join(folder, 'audit.sqlite')
+# %% ../../nbs/engine/01_audit.ipynb #7c5e0a03
+def _look_inside(f, im, path, row):
+    "Fill in the row of an image whose header was read"
+    row |= {o: getattr(im, o) for o in ('format','mode','width','height')}
+    found = row['found']
+    found.update(_header_problems(im, path))
+    rgb = _decode(im, 64)
+    sum_ = hashlib.blake2b(rgb.tobytes(), digest_size=16).hexdigest()
+    row.update(pixels=sum_, look=_hash(rgb))
+    dark = sum(rgb.convert('L').histogram()[:12])/(rgb.width*rgb.height)
+    if dark > .99: found['nearly black'] = f'{100*dark:.1f} % of its pixels'
+    turn = im.getexif().get(0x0112, 1)
+    if turn in range(2,9): found['rotated by EXIF'] = f'orientation {turn}'
+    if im.format == 'JPEG' and (n := _trailing(f)):
+        found['trailing bytes'] = f'{_count(n, "byte")} after the end mark'
 
-# %% ../../nbs/engine/01_audit.ipynb #102f9301
-def _with_memory(work, *args):
-    "`work(db, *args)`, or None where no memory can be kept"
-    for _ in range(2):
-        try:
-            file = _memory_file()
-            with closing(sqlite3.connect(file, timeout=5)) as db, db:
-                db.execute('CREATE TABLE IF NOT EXISTS looks (path BLOB PRIMARY KEY, '
-                    'size INT, mtime INT, version TEXT, row TEXT)')
-                return work(db, *args)
-        except (sqlite3.OperationalError, OSError, RuntimeError): return None
-        except sqlite3.DatabaseError as e:
-            print('The memory of earlier audits is damaged and begun anew: '
-                f'{shown(file)} ({e})')
-            with suppress(OSError): os.remove(file)
+# %% ../../nbs/engine/01_audit.ipynb #d1a73806
+_VERSION = f'1 {PIL.__version__}' # Another Pillow may read other files
+
+def _memory(folder):
+    "The file that remembers the rows of a folder"
+    place = os.getenv('PETS_NB_CACHE') or user_cache_dir('pets_nb')
+    if place[0] == '~': raise OSError('no home folder')
+    name = hashlib.blake2b(os.fsencode(f'{_VERSION} {folder}'), digest_size=12)
+    return Path(place)/'audit'/f'{name.hexdigest()}.json'
+
+def _recall(folder):
+    "A dict from key to row"
+    try: known = json.loads(_memory(folder).read_text(encoding='utf-8'))
+    except (OSError, ValueError, RuntimeError): return {}
+    return known if isinstance(known, dict) else {}
+
+def _remember(folder, rows):
+    with suppress(OSError, RuntimeError):
+        file = _memory(folder)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(file) as part: part.write_text(json.dumps(rows))
 
 # %% ../../nbs/engine/01_audit.ipynb #1e92a690
-_VERSION = f'1 {PIL.__version__}' # Another Pillow may read other files
-_UNSURE = {'unreadable',
-    'undecodable'} # Looked at anew each time: the cause may be gone
-
 def _key(path):
-    "Path, size and time of a file, which say that it is the same; or None"
+    "Size, time and name of a file, which say that it is the same; or None"
     try: s = os.stat(path)
     except (OSError, ValueError): return None
-    return os.fsencode(os.path.abspath(path)), s.st_size, s.st_mtime_ns
+    return f'{s.st_size} {s.st_mtime_ns} {os.path.basename(path)}'
 
-# %% ../../nbs/engine/01_audit.ipynb #8e93d2b2
-def _recall(db, keys):
-    "What is known about the files with these keys: a dict from key to row"
-    known,names = {}, [k[0] for k in keys if k]
-    for i in range(0, len(names), 500):
-        part = names[i:i+500]
-        marks = ','.join('?'*len(part))
-        for *key,row in db.execute('SELECT path, size, mtime, row FROM looks WHERE '
-                f'version = ? AND path IN ({marks})', (_VERSION, *part)):
-            with suppress(ValueError): known[tuple(key)] = json.loads(row)
-    return known
-
-# %% ../../nbs/engine/01_audit.ipynb #9ba4f92a
-def _remember(db, rows, most=1_000_000):
-    "Keep the rows of these keys, and forget the oldest of more than `most` files"
-    db.executemany('INSERT OR REPLACE INTO looks VALUES (?,?,?,?,?)',
-        [(*k, _VERSION, json.dumps(row)) for k,row in rows])
-    last, = db.execute('SELECT max(rowid) FROM looks').fetchone()
-    db.execute('DELETE FROM looks WHERE rowid <= ?', ((last or 0)-most,))
+def _folder_looks(folder, paths, pool):
+    "The rows of `_look` for files of one folder"
+    keys,known = [_key(o) for o in paths],_recall(folder)
+    rows = [known.get(o) for o in keys]
+    new = [i for i,o in enumerate(rows) if o is None]
+    if len(new) > 2000:
+        print(f'Opening {len(new):,} images for the first time', file=sys.stderr)
+    try:
+        looked = pool.map(_look, [Path(paths[i]) for i in new])
+        for i,row in zip(new, looked): rows[i] = row
+    finally:
+        sure = {keys[i]: rows[i] for i in new if keys[i] and rows[i]
+            and not {'unreadable','undecodable'} & set(rows[i]['found'])}
+        if sure: _remember(folder, known | sure)
+    return rows
 
 # %% ../../nbs/engine/01_audit.ipynb #ea990648
 def _looks(paths, n_workers=None):
     "The rows of `_look` for all files; those looked at before are remembered"
-    keys = [_key(o) for o in paths]
-    known = _with_memory(_recall, keys) or {}
-    rows = [known.get(k) for k in keys]
-    new = [i for i,o in enumerate(rows) if o is None]
-    if len(new) > 2000:
-        print(f'Opening {len(new):,} files for the first time', file=sys.stderr)
+    rows,folders = [None]*len(paths),{}
+    for i,o in enumerate(paths):
+        folders.setdefault(os.path.dirname(os.path.abspath(o)), []).append(i)
     with ThreadPoolExecutor(max(1, n_workers or os.cpu_count())) as pool:
-        for part in (new[i:i+2000] for i in range(0, len(new), 2000)):
-            looked = pool.map(_look, [Path(paths[i]) for i in part])
-            for i,row in zip(part, looked): rows[i] = row
-            keep = [i for i in part if keys[i] and not _UNSURE & set(rows[i]['found'])]
-            _with_memory(_remember, [(keys[i],rows[i]) for i in keep])
+        for folder,at in folders.items():
+            looked = _folder_looks(folder, [paths[i] for i in at], pool)
+            for i,row in zip(at, looked): rows[i] = row
     return rows
 
 # %% ../../nbs/engine/01_audit.ipynb #485bb708
@@ -225,22 +206,21 @@ def _close_pairs(hashes, most=7):
 # %% ../../nbs/engine/01_audit.ipynb #fb02be08
 def _copy_groups(looks):
     "Groups of indices of images with close hashes ('' is close to none)"
-    by_hash = {}
-    for i,o in enumerate(looks):
-        if o: by_hash.setdefault(o, []).append(i)
-    at = list(range(len(by_hash))) # points to an earlier one of the group, or to itself
-    def first(i):
-        while at[i] != i: i = at[i]
-        return i
-    hashes = np.frombuffer(bytes.fromhex(''.join(by_hash)), np.uint8).reshape(-1, 16)
-    for pair in sorted(_close_pairs(hashes)):
-        a,b = sorted(map(first, pair))
-        at[b] = a
-    merged = {}
-    for i,o in enumerate(by_hash.values()): merged.setdefault(first(i), []).extend(o)
-    return [sorted(o) for o in merged.values() if len(o) > 1]
+    at = np.flatnonzero([o != '' for o in looks])
+    which,hashes = pd.factorize(np.array(list(looks), object)[at])
+    pairs = _close_pairs(np.frombuffer(bytes.fromhex(''.join(hashes)), np.uint8)
+        .reshape(-1, 16))
+    if pairs: which = _components(pairs, len(hashes))[which]
+    groups = pd.Series(at).groupby(which, sort=False).agg(list)
+    return [o for o in groups if len(o) > 1]
 
-# %% ../../nbs/engine/01_audit.ipynb #697aac99
+def _components(pairs, n):
+    "The number of the component of each of `n` nodes"
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    edges = np.ones(len(pairs)), tuple(np.array(list(pairs)).T)
+    return connected_components(coo_array(edges, shape=(n, n)), directed=False)[1]
+
 def _near_copies(files):
     "Groups of files that show almost the same image, as lists of indices into `files`"
     return _copy_groups([o['look'] for o in _looks(files)])
@@ -253,24 +233,24 @@ class Audit:
         paths, # The files' paths, in the order of the rows
     ): self.table,self.paths = table,L(paths)
 
-    @property
-    def usable(self)->L: # `Path`s, in the order of the table
-        "The files that can be trained on: those kept and those converted on load"
-        return L(p for p,d in zip(self.paths, self.table.decision) if d != 'left out')
-
-    @property
-    def offenders(self)->pd.DataFrame: # Rows of `table`, those left out first
-        "The files that have a problem"
-        order = lambda o: o.map(_ORDER.index)
-        return self.table[self.table.problems != ''].sort_values('decision', key=order,
-            kind='stable')
-
     def __repr__(self):
         n = self.table.decision.value_counts()
         counts = ', '.join(f'{n[o]:,} {o}' for o in _ORDER[::-1] if o in n)
-        return f'Audit of {len(self.table):,} files: {counts}'
+        return f'Audit of {_count(len(self.table), "file")}: {counts}'
 
     def _repr_html_(self): return f'<p>{self!r}</p>{self.summary.to_html()}'
+
+# %% ../../nbs/engine/01_audit.ipynb #7c5e0a06
+@patch(as_prop=True)
+def usable(self:Audit)->L: # `Path`s, in the order of the table
+    "The files that can be trained on: those kept and those converted on load"
+    return self.paths[(self.table.decision != 'left out').tolist()]
+
+@patch(as_prop=True)
+def offenders(self:Audit)->pd.DataFrame: # Rows of `table`, those left out first
+    "The files that have a problem"
+    bad,order = self.table[self.table.problems != ''],lambda o: o.map(_ORDER.index)
+    return bad.sort_values('decision', key=order, kind='stable')
 
 # %% ../../nbs/engine/01_audit.ipynb #350ca8fd
 @patch(as_prop=True)
@@ -284,40 +264,39 @@ def summary(self:Audit)->pd.DataFrame: # By problem: decision, files, examples, 
     columns = ['decision','files','examples','reason']
     return pd.DataFrame.from_dict(rows, 'index', columns=columns).rename_axis('problem')
 
-# %% ../../nbs/engine/01_audit.ipynb #1e667e92
+# %% ../../nbs/engine/01_audit.ipynb #528fc654
 def _usable(table):
-    def bad(found): return any(_RULES[o][0] == 'left out' for o in found)
+    def bad(found): return any(o in _LEFT_OUT for o in found)
     return table[~table.found.map(bad).astype(bool)]
 
-# %% ../../nbs/engine/01_audit.ipynb #528fc654
 def _find_copies(table):
     "Note equal pixels and near copies"
     good = _usable(table)
     equal = good[good.pixels.duplicated(keep=False)]
     for _,same in equal.groupby('pixels', sort=False):
-        if same.label.nunique() > 1:
-            names = ', '.join(same.file[:10])
-            for o in same.found: o['contradicting labels'] = f'same pixels: {names}'
-        else:
-            said = f'same pixels as {same.file.iloc[0]}'
-            for o in same.found[1:]: o['duplicate'] = said
+        differ,names = same.label.nunique() > 1,', '.join(same.file[:10])
+        for o in same.found if differ else same.found[1:]:
+            if differ: o['contradicting labels'] = f'same pixels: {names}'
+            else: o['duplicate'] = f'same pixels as {same.file.iloc[0]}'
     good = _usable(table)
     for first,*rest in _copy_groups(good['look']):
         said = f'almost the same as {good.file.iloc[first]}'
         for i in rest: good.found.iloc[i]['near copy'] = said
 
 # %% ../../nbs/engine/01_audit.ipynb #c86da777
-def _judge(table, labelled, min_side, min_per_class):
+_MIN_SIDE,_MIN_PER_CLASS = 32,5 # pixels; images
+
+def _judge(table, labelled):
     "Turn the problems found into the columns `problems`, `decision` and `detail`"
     for o in table.itertuples():
-        if o.format and min(o.width, o.height) < min_side:
+        if o.format and min(o.width, o.height) < _MIN_SIDE:
             o.found['tiny'] = f'{o.width} x {o.height} pixels'
         if labelled and o.format and not o.label: o.found['no label'] = 'no label'
     _find_copies(table)
     good = _usable(table)
     n = Counter(good.label)
     for found,label in zip(good.found, good.label):
-        if label and n[label] < min_per_class:
+        if label and n[label] < _MIN_PER_CLASS:
             found['few images'] = f'{n[label]} of {shown(label)}'
     table['problems'] = [', '.join(o) for o in table.found]
     decide = lambda o: min((_RULES[k][0] for k in o), key=_ORDER.index, default='kept')
@@ -328,45 +307,45 @@ def _judge(table, labelled, min_side, min_per_class):
 def audit(
     path, # A folder, or a list of files
     labels=None, # One for each file (None: no label), or a function; default: unchecked
-    min_side:int=32, # Pixels: an image with a shorter side is tiny
-    min_per_class:int=5, # A class with fewer usable images is reported
     n_workers:int=None, # Threads; default: one for each core
 )->Audit: # The table and the usable files
     "Open every file and decide what can be trained on"
-    if one := isinstance(path, (str,os.PathLike)):
-        path = _expanded(path)
-        oxford = all((path/o).is_dir() for o in ('images','annotations'))
-        if oxford: path = path/'images'
-    paths = _all_files(path) if one else L(map(Path, path))
+    paths,root = _audited(path)
     if not paths: raise ValueError('There are no files to audit.')
     if callable(labels): labels = paths.map(labels)
-    if labels is not None and len(labels) != len(paths):
-        raise ValueError(f'{len(labels)} labels for {len(paths)} files')
+    if labels is not None and len(labels) != len(paths): raise ValueError(
+        f'{_count(len(labels), "label")} for {_count(len(paths), "file")}')
     table = pd.DataFrame(_looks(paths, n_workers))
-    full = [os.path.abspath(o) for o in paths]
-    folders = [path] if one else [os.path.dirname(o) for o in full]
-    root = os.path.commonpath([os.path.abspath(o) for o in folders])
-    names = [shown(o[len(root):].lstrip(os.sep).replace(os.sep, '/')) for o in full]
-    table.insert(0, 'file', names)
+    names = [os.path.relpath(os.path.abspath(o), root) for o in paths]
+    table.insert(0, 'file', [shown(o.replace(os.sep, '/')) for o in names])
     table['label'] = '' if labels is None else [o or '' for o in labels]
-    _judge(table, labels is not None, min_side, min_per_class)
+    _judge(table, labels is not None)
     return Audit(table.drop(columns=['found','pixels','look']), paths)
+
+# %% ../../nbs/engine/01_audit.ipynb #7c5e0a08
+def _audited(path):
+    "The files to audit, and the folder that their names begin at"
+    if not isinstance(path, (str,os.PathLike)):
+        paths = L(map(Path, path))
+        folders = [os.path.dirname(os.path.abspath(o)) for o in paths]
+        return paths, os.path.commonpath(folders) if folders else ''
+    path = _expanded(path)
+    if all((path/o).is_dir() for o in ('images','annotations')): path = path/'images'
+    return _all_files(path), os.path.abspath(path)
 
 # %% ../../nbs/engine/01_audit.ipynb #8f882f48
 @patch
 def plot(self:Audit,
-    max_n:int=24, # At most this many files, those left out first
     cols:int=6, # Images in a row
 ): # A matplotlib figure
-    "A grid of the files with a problem; red titles are left out"
+    "A grid of up to 24 files with a problem; red titles are left out"
     import matplotlib.pyplot as plt
-    rows = self.offenders.head(max_n)
-    n_rows = max(1, -(-len(rows)//cols))
-    size = 1.45*cols, 1.85*n_rows
-    fig,axs = plt.subplots(n_rows, cols, figsize=size, squeeze=False)
+    rows = self.offenders.head(24)
+    n = max(1, -(-len(rows)//cols))
+    fig,axs = plt.subplots(n, cols, figsize=(1.45*cols, 1.85*n), squeeze=False)
     for ax in axs.flat: ax.set_axis_off()
     for ax,(i,row) in zip(axs.flat, rows.iterrows()): _show_file(ax, self.paths[i], row)
-    fig.suptitle(f'{len(rows)} of {len(self.offenders)} files with a problem')
+    fig.suptitle(f'{len(rows)} of {_count(len(self.offenders), "file")} with a problem')
     plt.close(fig)
     return fig
 

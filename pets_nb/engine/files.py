@@ -211,7 +211,7 @@ def _eight_bits(a):
 
 # %% ../../nbs/engine/00_files.ipynb #43952fdc
 def _rgb(im):
-    "`im` in mode RGB: transparency on a white background, more than eight bits scaled to eight"
+    "`im` in RGB: transparency becomes white, more than eight bits are scaled"
     see_through = 'transparency' in im.info
     if im.mode == 'RGB' and not see_through: return im
     if im.mode == 'F' or im.mode.startswith('I'):

@@ -18,13 +18,14 @@ from fastcore.foundation import L
 from .audit import audit, _near_copies
 from .download import get_oxford, has_oxford
 from .drawn import breed_traits, get_drawn
-from .files import IMAGE_SUFFIXES, list_images, shown, _expanded, _walk
+from .files import IMAGE_SUFFIXES, list_images, shown
+from .files import _count, _expanded, _some, _walk
 
 # %% ../../nbs/engine/04_sources.ipynb #c96cc9e5
-def _some(names, n=10):
-    names = [f"'{shown(o)}'" for o in names]
-    more = f', ... ({len(names):,} in all)' if len(names) > n else ''
-    return ', '.join(names[:n]) + more
+def _default_source():
+    if found := os.getenv('PETS_NB_DATA'): return found, 'PETS_NB_DATA'
+    if has_oxford(): return 'oxford', 'the photographs are on this machine'
+    return 'drawn', "no photographs here; source='oxford' downloads 812 MB"
 
 def _where(path):
     "A path from the home folder, or its last two folders"
@@ -42,22 +43,17 @@ def _images_folder(path):
     names = _walk(inner, True) if inner.is_dir() else ()
     return inner if any(o.lower().endswith(IMAGE_SUFFIXES) for o in names) else path
 
-def _choose(source):
-    if source is not None: why = 'as asked'
-    elif source := os.getenv('PETS_NB_DATA'): why = 'PETS_NB_DATA'
-    elif has_oxford(): source,why = 'oxford','the photographs are on this machine'
-    else: source,why = 'drawn',"no photographs here; source='oxford' downloads 812 MB"
-    get = dict(drawn=get_drawn, oxford=get_oxford)
-    if source in get: return _images_folder(get[source]()), f'{source} pets: {why}'
-    return _images_folder(source), why
-
 # %% ../../nbs/engine/04_sources.ipynb #ca74fad9
 def get_pets(
     source=None, # 'drawn', 'oxford', a folder; None: PETS_NB_DATA, else Oxford if here
+    verbose:bool=True, # Print which images were chosen, and why
 )->Path: # The folder that holds the images
-    "Find, draw or download the images; prints which were chosen and why."
-    folder,why = _choose(source)
-    print(f'Images: {_where(folder)} ({why})')
+    "Find, draw or download the images."
+    source,why = _default_source() if source is None else (source, '')
+    get = dict(drawn=get_drawn, oxford=get_oxford)
+    folder = _images_folder(get[source]() if source in get else source)
+    notes = ': '.join(o for o in (f'{source} pets' if source in get else '', why) if o)
+    if verbose: print(f'Images: {_where(folder)}' + (f' ({notes})' if notes else ''))
     return folder
 
 # %% ../../nbs/engine/04_sources.ipynb #c6549651
@@ -156,16 +152,23 @@ def _from_csv(path, images, root):
         f'and {len(head)} columns; with more or fewer fields: {_some(ragged)}.')
     find = _listed(images, dict.fromkeys((root, path.absolute().parent)))
     files = [find(row[file]) for row in rows]
-    seen = Counter(files)
+    labels = [_clean(row[label]) for row in rows]
     parts = None if part is None else [_part_names.get(o[part].lower()) for o in rows]
-    faults = {'missing images': [f is None for f in files],
-              'rows without a label': [not row[label] for row in rows],
-              'rows for an image listed before': [seen[f] > 1 for f in files],
-              'rows of an unknown part': [o is None for o in parts or ()]}
-    said = {k: [row[file] for row,o in zip(rows, v) if o] for k,v in faults.items()}
-    if any(said.values()): raise ValueError(f'{shown(path.name)}: ' + '; '.join(
-        f'{len(o)} {k} ({_some(o)})' for k,o in said.items() if o))
-    return L(files), [_clean(row[label]) for row in rows], parts
+    _check_rows(path, [row[file] for row in rows], files, labels, parts)
+    return L(files), labels, parts
+
+# %% ../../nbs/engine/04_sources.ipynb #9d1b0c03
+def _check_rows(path, entries, files, labels, parts):
+    seen = Counter(files)
+    faults = {'image missing': [o is None for o in files],
+              'row without a label': [not o for o in labels],
+              'row for an image listed before': [seen[o] > 1 for o in files],
+              'row of an unknown part': [o is None for o in parts or ()]}
+    said = []
+    for k,bad in faults.items():
+        names,(one,rest) = [e for e,o in zip(entries, bad) if o],k.split(' ', 1)
+        if names: said.append(f'{_count(len(names), one)} {rest} ({_some(names)})')
+    if said: raise ValueError(f'{shown(path.name)}: ' + '; '.join(said))
 
 # %% ../../nbs/engine/04_sources.ipynb #c77cab2c
 def _quotas(counts, pct):
@@ -205,11 +208,11 @@ def _official(files, root):
         f'The official split needs trainval.txt and test.txt in {_where(folder)}.')
     lines = [_clean(o.read_text(encoding='utf-8')).splitlines() for o in paths]
     lists = [{o.split()[0] for o in x if o.strip() and o[0] != '#'} for x in lines]
-    stems = [_clean(o.stem) for o in files]
-    listed,both = lists[0] | lists[1],lists[0] & lists[1]
-    if both: raise ValueError(f'{len(both)} images are in both lists: {_some(both)}.')
-    for words,odd in (('listed, but not here', listed - {*stems}),
-                      ('here, but in neither list', {*stems} - listed)):
+    stems,(train,test) = [_clean(o.stem) for o in files],lists
+    if both := train & test:
+        raise ValueError(f'{_count(len(both), "image")} in both lists: {_some(both)}.')
+    for words,odd in (('listed, but not here', (train | test) - {*stems}),
+                      ('here, but in neither list', {*stems} - train - test)):
         if odd: print(f'Official split: {len(odd):,} {words}: {_some(sorted(odd))}')
     return [[i for i,o in enumerate(stems) if o in names] for names in lists]
 
@@ -240,8 +243,8 @@ class ImageSet:
     def __len__(self): return len(self.files)
     def __repr__(self):
         parts = ''.join(f', {n:,} {o}' for o,n in Counter(self.parts or ()).items())
-        n = f'{len(self):,} images of {len(self.classes):,} classes'
-        return f'{n}, labels from {self.layout}{parts}'
+        n,classes = _count(len(self), 'image'),_count(len(self.classes), 'class')
+        return f'{n} of {classes}, labels from {self.layout}{parts}'
 
     @property
     def classes(self)->list: # Names, sorted
@@ -268,9 +271,10 @@ def split(self:ImageSet,
     if how == 'official': res = _official(self.files, self.root)
     elif how == 'given': res = _given(self.parts)
     else: res = self._random(how, valid_pct, seed)
-    _check_split(self.labels, res)
+    _check_split(self.labels, *res)
     return tuple(res)
 
+# %% ../../nbs/engine/04_sources.ipynb #cdd7df65
 @patch
 def _random(self:ImageSet, how, valid_pct, seed):
     parts = self.parts or ['']*len(self)
@@ -283,13 +287,11 @@ def _random(self:ImageSet, how, valid_pct, seed):
         both = ~held, held
     return [free[o].tolist() for o in both]
 
-# %% ../../nbs/engine/04_sources.ipynb #cdd7df65
-def _check_split(labels, split):
-    train,valid = split
-    if not train or not valid: raise ValueError(f'{len(labels)} images split into '
-        f'{len(train)} for training and {len(valid)} for validation; each needs one.')
+def _check_split(labels, train, valid):
+    if not train or not valid: raise ValueError(f'{_count(len(labels), "image")}: '
+        f'{len(train)} to train on and {len(valid)} to validate with; each needs one.')
     lost = {labels[i] for i in valid} - {labels[i] for i in train}
-    if lost: warnings.warn(f'{len(lost)} classes have no image to train on: '
+    if lost: warnings.warn(f"{_count(len(lost), 'class')} without a training image: "
         f"{_some(sorted(lost))}. They can't be learned.", stacklevel=3)
 
 # %% ../../nbs/engine/04_sources.ipynb #cf0f1c7b
@@ -311,17 +313,20 @@ def _check_labels(labels, layout, training):
     hint = f' {len(dated)} of {len(counts)} labels end in digits: {_some(dated)}. If ' \
         'these are dates or numbers, give a pattern without them.' if dated else ''
     single = [o for o,n in counts.items() if n == 1]
-    if training and len(counts) < 2: raise ValueError(f'All {len(labels)} images show '
-        f'one class, {_some(counts)}; a classifier needs at least two.{hint}')
-    if training and single: raise ValueError(f'{len(single)} of {len(counts)} classes '
-        f'have one image; they need one to train and one to validate: {_some(single)}. '
-        f'Add images, or take these away.{hint}')
+    if training and len(counts) < 2: raise ValueError(
+        f'There is only one class, {_some(counts)}; a classifier needs two.{hint}')
+    if training and single: raise ValueError(f'Only one image in {len(single)} of '
+        f'{len(counts)} classes: {_some(single)}. A class needs one to train on '
+        f'and one to validate with: add images, or remove the class.{hint}')
     if hint: warnings.warn(hint.strip(), stacklevel=3)
+    _warn_of_twins(counts)
+
+def _warn_of_twins(labels):
     twins = defaultdict(list)
-    for o in counts: twins[_plain(o)].append(o)
+    for o in labels: twins[_plain(o)].append(o)
     same = [' / '.join(o) for o in twins.values() if len(o) > 1]
-    if same: warnings.warn(f'{len(same)} classes have a twin that differs only in case '
-        f'or form: {_some(same)}. Rename them if they are one class.', stacklevel=3)
+    if same: warnings.warn(f'Labels that differ only in case or form: {_some(same)}. '
+        'Rename them if they are one class.', stacklevel=4)
 
 # %% ../../nbs/engine/04_sources.ipynb #cfb7faec
 def _nothing_here(root):
@@ -331,15 +336,15 @@ def _nothing_here(root):
     return FileNotFoundError(f'No images in {_where(root)}: found {found}, looked for '
         f"{' '.join(IMAGE_SUFFIXES)}.{heic}")
 
+# %% ../../nbs/engine/04_sources.ipynb #cb100d10
 def _tables(root, given):
     def fits(path):
         try: return None not in _read_csv(path)[2:4]
         except (ValueError, OSError, csv.Error): return False
     return sorted(p for o in {root, given} for p in o.glob('*.[ct]sv') if fits(p))
 
-# %% ../../nbs/engine/04_sources.ipynb #cb100d10
 def _detect(files, root, given):
-    "'names', 'folders' or a CSV file; refuses several readings, and none"
+    "'names', 'folders' or a CSV file"
     dirs,_ = _arrange(files, root)
     one,tables = all(d == dirs[0] for d in dirs),_tables(root, given)
     try: labels,error = _from_names(files) if one else _from_folders(files, dirs), None
@@ -398,8 +403,7 @@ def find_images(
     training:bool=True, # Refuse a single class, and classes of a single image
 )->ImageSet: # The usable images
     "Find images and their labels; a `ValueError` or `OSError` lists all offenders."
-    root,why = _choose(source)
-    if verbose: print(f'Images: {_where(root)} ({why})')
+    root = get_pets(source, verbose)
     files = list_images(root)
     if not files: raise _nothing_here(root)
     given = root.parent if root.name == 'images' else root

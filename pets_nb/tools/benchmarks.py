@@ -8,15 +8,7 @@ Docs: https://pets-nb.github.io/pets_nb/tools/benchmarks.html.md"""
 __all__ = ['run_benchmark']
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #859245c8
-import contextlib
-import io
-import json
-import re
-import subprocess
-import sys
-import tempfile
-import threading
-import time
+import contextlib, io, json, re, subprocess, sys, tempfile, threading, time
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,6 +43,7 @@ def _alternate(sides, turns, draw=lambda turn: None):
             found = sides[name](turn) or {}
             seconds = time.perf_counter()-start
             rows.append(dict(turn=turn, side=name, seconds=seconds)|found)
+            print(f'turn {turn+1}, {name}: {seconds:.1f} s', file=sys.stderr)
     return rows
 
 def _summary(rows, first):
@@ -122,6 +115,7 @@ def _chapter_learner(s, seed):
     learn.freeze()
     return learn
 
+# %% ../../nbs/tools/02_benchmarks.ipynb #ad75ee7f
 def _error(learn): return dict(error=learn.recorder.values[-1][-1])
 
 def _chapter_training(s, turn, epochs=2):
@@ -183,6 +177,7 @@ def _plain_error(s, model, tuned):
         wrong = [(model(x.to(s.device)).argmax(1).cpu()!=y) for x,y in valid]
     return dict(error=torch.cat(wrong).float().mean().item())
 
+# %% ../../nbs/tools/02_benchmarks.ipynb #cfc49a7a
 def _plain_training(s, turn, epochs=2, tuned=False):
     "A training loop in plain PyTorch with the rates of `fine_tune`"
     torch.manual_seed(42+turn)
@@ -202,7 +197,7 @@ def _plain_training(s, turn, epochs=2, tuned=False):
 def _timm_transform(size):
     from timm.data import create_transform
     return create_transform(size, is_training=True, mean=(0,)*3, std=(1,)*3,
-        auto_augment='rand-m9-mstd0.5-inc1', interpolation='bicubic', scale=(0.35,1.))
+        auto_augment='rand-m7-mstd0.5-inc1', interpolation='bicubic', scale=(0.35,1.))
 
 def _timm_training(s, turn, epochs=6):
     "timm's optimiser, schedule, loss and augmentation, on all layers"
@@ -251,6 +246,7 @@ def _pss(pid):
     found = re.search(r'^Pss:\s+(\d+)', text, re.M)
     return 1024*int(found[1]) if found else 0
 
+# %% ../../nbs/tools/02_benchmarks.ipynb #8284476a
 def _peak(command, text):
     "Peak memory in bytes of a command and its children; `text` is its standard input"
     if not Path('/proc/self/smaps_rollup').exists(): raise OSError('memory needs Linux')
@@ -323,6 +319,7 @@ def _memory(s, args):
     sides = dict(chapter='chapter', **{'this library': 'our'})
     return {k: partial(_memory_side, args, o) for k,o in sides.items()}
 
+# %% ../../nbs/tools/02_benchmarks.ipynb #4d62535d
 def _recipes(s, args):
     "Time to an error: the chapter's recipe and features first"
     def ours(turn, epochs): return _our_training(s, turn, epochs, head_first)

@@ -1,4 +1,4 @@
-"""`pets_nb train`, `predict`, `audit`, `data`, `chapter` and `benchmark`: the library's main jobs, each as one command in a terminal.
+"""`pets_nb train`, `predict`, `export`, `audit`, `data`, `chapter` and `benchmark`: the library's main jobs, each as one command in a terminal.
 
 Docs: https://pets-nb.github.io/pets_nb/tools/cli.html.md"""
 
@@ -65,31 +65,33 @@ _HELP = dict(line.split(None, 1) for line in """\
 images      image files, folders, patterns such as '*.jpg', or - for names on stdin
 data        a folder of images, 'oxford' or 'drawn'; default: see `pets_nb data`
 labels      'names' of files, 'folders', a CSV file (columns file and label) or 'auto'
-pattern     regular expression with one group, the label in the name of a file
+pattern     regular expression; its one group is the label in a file name
 arch        small_network, or a network of timm or torchvision; default: by the data
-weights     to start from: 'default', 'none' (random), a file, or an earlier run
-size        side of the images the network sees, in pixels; default: by the data
-epochs      epochs after the head is trained, 0 for none; default: by the data
-lr          base learning rate; default: by the network
+weights     starting weights: 'default', 'none' (random), a file, or an earlier run
+size        side of the images the network sees, in pixels; default: depends on the data
+epochs      epochs after the head is trained, 0 for none; default: depends on the data
+lr          base learning rate; default: depends on the network
 bs          images in a batch; default: 64, fewer for a small data set
 seed        seed of the split, the head and the training
 precision   'auto' is half precision where the machine is faster with it
 split       'random' (stratified), 'chapter', 'official' lists, 'given' (folders, CSV)
 valid_pct   share of the images used for validation
-test        a folder of held-back images, evaluated once, at the end
-cache       keep prepared pixels on disk, for later epochs and runs
-workers     processes that load images; default: by the machine
-on_device   decode and augment on the GPU, where it can
-out         folder for the results; default: a new one
-resume      go on with the run in this folder, with the settings it has
+test        a folder of labelled images, held back to test the model once
+cache       keep decoded images on disk for later epochs and runs
+workers     processes that load images; default: depends on the machine
+on_device   decode and augment on the GPU where possible
+out         new folder (or file) for the results; default: a new one
+resume      continue the run in this folder with its own settings
 model       a run's folder or a saved model; default: the newest under pets_nb_runs
 top         classes to name for each image
 json        print JSON
 csv         also write the table to this CSV file
-clear_cache remove the cached pixels
-runs        names of runs, separated by commas; default: all
-what        input, cache, training, evaluation, memory, recipes, peers, with commas
-turns       turns of the two sides, each with another seed
+clear_cache remove the cached images
+runs        comma-separated names of runs; default: all
+what        comma-separated: input, cache, training, evaluation, memory, recipes, peers
+turns       how often each side runs, every time with a new seed
+to          onnx, torch (a torch.export program) or web (a page that needs no server)
+int8        eight-bit ONNX; its loss of accuracy is measured on --test
 debug       show the traceback of an error""".splitlines())
 
 # %% ../../nbs/tools/03_cli.ipynb #2d2f6c8f
@@ -103,9 +105,9 @@ _READ = dict(
     split=('random', 'chapter', 'official', 'given'), test=_place('folder'),
     valid_pct=_number(float, 0.01, 0.9), resume=_place('folder'), csv=_filled,
     model=_place('folder'), top=_number(int, 1, 1000), runs=_filled, what=_filled,
-    turns=_number(int, 1, 100))
+    turns=_number(int, 1, 100), to=('onnx', 'torch', 'web'))
 _DEFAULTS = dict(labels='auto', weights='default', seed=42, precision='auto',
-                 valid_pct=0.2, top=5, turns=3)
+                 valid_pct=0.2, top=5, turns=3, to='onnx')
 
 def _flag(name): return '--'+name.replace('_', '-')
 
@@ -113,7 +115,7 @@ def _flag(name): return '--'+name.replace('_', '-')
 def _add(parser, name, default):
     "Add the option `name` to a parser"
     read,words,flag = _READ.get(name), _HELP[name], _flag(name)
-    if default is not None: words += f'; default: {default}'
+    if default is not None: words = f"{words.split('; default')[0]}; default: {default}"
     if name=='images': flag,how = name, dict(nargs='+', metavar='IMAGE')
     elif read is None: how = dict(action='store_true')
     elif isinstance(read, tuple): how = dict(choices=read, default=default)
@@ -138,7 +140,7 @@ def _claim(out, settings, need=0):
             return folder
         except FileExistsError:
             if out: raise FileExistsError(f"{out} is there already: choose another "
-                f"folder with --out, or go on with it: --resume {out}") from None
+                f"folder with --out, or resume that run: --resume {out}") from None
 
 # %% ../../nbs/tools/03_cli.ipynb #47352663
 _FILES = ('data', 'labels', 'weights', 'test')
@@ -160,9 +162,9 @@ def _argv(a, absolute=False):
 def _resumed(folder):
     "The options of the run in `folder`"
     file = Path(folder)/'settings.json'
-    if not file.is_file(): raise ValueError(f"{folder} holds no run that can go on")
+    if not file.is_file(): raise ValueError(f"{folder} has no run to resume")
     try: argv = loads(file.read_text())['argv']
-    except Exception as e: raise ValueError(f"{file} is damaged: {e}")
+    except Exception as e: raise ValueError(f"{file} can't be read: {e}")
     a = _parser().parse_args(argv)
     a.out = a.resume = folder
     return a
@@ -243,19 +245,21 @@ def _judged(labels, answers, what):
     worst = [f'{o} {errors[o]} of {counts[o]}' for o in worst]
     pairs = [f'{i} as {j} {m}' for (i,j),m in Counter(wrong).most_common(5)]
     yield f"{what}: error {k/n:.1%} ({k:,} of {n:,} images)"
-    yield f"  95 % interval for more such images: {100*low:.1f} to {high:.1%}"
+    yield f"  95% interval for more such images: {100*low:.1f} to {high:.1%}"
     yield f"  always answering {often[0]}: {1-often[1]/n:.1%}"
     yield f"  worst classes: {', '.join(worst) or 'none'}"
     yield f"  most confused: {', '.join(pairs) or 'none'}"
 
 # %% ../../nbs/tools/03_cli.ipynb #63c17b63
+_FEW = 20 # images of a class: with fewer, fine-tuning has not paid
+
 def _advice(a, counts, losses):
     "What to try next, most useful first; `counts` are images by class"
     if a.arch=='small_network': yield "train on photographs of your own: --data FOLDER"
     few = counts[counts<25].sort_values()[:5]
     if len(few): yield ("add images of the classes that have few: "
                         f"{', '.join(f'{k} {n}' for k,n in few.items())}")
-    if not a.epochs: yield "fine-tune from this head: --epochs 4"
+    if not a.epochs and counts.median()>=_FEW: yield "fine-tune from here: --epochs 4"
     elif losses[-1]<0.98*min(losses[:-1], default=0):
         yield f"train longer, as the loss was still falling: --epochs {2*a.epochs}"
     if a.arch.endswith(('18','34','lite0')): yield "a larger network: --arch resnet50"
@@ -354,6 +358,10 @@ def _data_of(a):
     return images,held
 
 # %% ../../nbs/tools/03_cli.ipynb #90b71ef4
+def _epochs_for(a, counts):
+    "Fine-tuning raises the error where a class has few images"
+    return 0 if a.weights!='none' and counts.median()<_FEW else 4
+
 def _decide(a, learn):
     "Fill in what the data decided, so that the run can be repeated exactly"
     dls,images = learn.dls,learn.dls.images
@@ -363,7 +371,7 @@ def _decide(a, learn):
         f"{a.arch} takes images of {high or f'at least {low}'} px: say --size {low}")
     if a.data is None: a.data = 'drawn' if images.drawn else str(images.root)
     small = a.arch=='small_network'
-    if a.epochs is None: a.epochs = 3 if small else 4
+    if a.epochs is None: a.epochs = 3 if small else _epochs_for(a, images.counts)
     if a.lr is None: a.lr = 8e-3 if small else 2e-3 if a.weights=='none' else 1e-4
 
 # %% ../../nbs/tools/03_cli.ipynb #c299baba
@@ -413,7 +421,7 @@ def _training_in(folder, learn, a):
         if not learn.history.rows: raise
         raise FloatingPointError(f"{e}. That model: {_keep(learn, folder, a)}") from e
     except KeyboardInterrupt:
-        _complain(f"to go on: pets_nb train --resume {shlex.quote(str(folder))}")
+        _complain(f"to resume: pets_nb train --resume {shlex.quote(str(folder))}")
         raise
 
 # %% ../../nbs/tools/03_cli.ipynb #a1727f85
@@ -461,7 +469,7 @@ def _model(folder):
 
 # %% ../../nbs/tools/03_cli.ipynb #b95a1542
 def _predict(a):
-    "Name the class of images"
+    "Classify images"
     from pets_nb.engine.bundle import Predictor
     _working()
     folder,files = _model(a.model), list(_names(a.images))
@@ -490,7 +498,7 @@ def _print_answers(found):
 
 # %% ../../nbs/tools/03_cli.ipynb #d5e2e208
 def _audit(a):
-    "Look into every image file: what it really is, and whether it can be used"
+    "Check every image file: its real format, and whether it can be used"
     from pets_nb.engine.audit import audit
     from pets_nb.engine.files import IMAGE_SUFFIXES
     from pets_nb.engine.sources import get_pets
@@ -501,8 +509,14 @@ def _audit(a):
     lost = found.table.file[found.table.decision=='left out']
     return int(lost.str.lower().str.endswith(IMAGE_SUFFIXES).any())
 
+def _export(a):
+    "Write a saved model as ONNX, as a PyTorch program, or as a web page"
+    from pets_nb.tools.export import export_bundle
+    _working()
+    export_bundle(_model(a.model), a.to, a.out, a.int8, a.test, a.labels, a.pattern)
+
 def _data(a):
-    "Say which images a training would use, and how they are labelled"
+    "Show which images training would use, and their labels"
     from pets_nb.engine.sources import find_images
     _working()
     if a.cache or a.clear_cache: return _caches(a.clear_cache)
@@ -529,7 +543,7 @@ def _chapter(a):
           f"{a.out}: the same command does only what is missing.")
 
 def _benchmark(a):
-    "Time this library's recipes against the chapter's, taking turns"
+    "Time this library against the chapter's code and other libraries"
     from pets_nb.tools.benchmarks import run_benchmark
     _working()
     run_benchmark(a.what, a.data, a.out, a.arch, a.weights, a.size, a.turns)
@@ -540,6 +554,7 @@ _COMMANDS = dict(
     train=(_train, 'data labels pattern arch weights size epochs lr bs seed precision '
                    'split valid_pct test cache workers on_device out resume', {}),
     predict=(_predict, 'images model top json csv', {}),
+    export=(_export, 'model to out int8 test labels pattern', {}),
     audit=(_audit, 'data csv', {}),
     data=(_data, 'data labels pattern cache clear_cache', {}),
     chapter=(_chapter,
