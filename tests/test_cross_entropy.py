@@ -30,7 +30,7 @@ def derivatives(f, x):
 def same(f, reference, x):
     "Equal to rounding: a logarithm of a probability is a difference of logits, which are spaced by `eps` times their size"
     close,size = tolerance(x.dtype),x.detach().abs().max().item() if x.numel() else 0
-    if size<1e6: close['atol'] = max(close['atol'], torch.finfo(x.dtype).eps*size) # beyond, probabilities are exactly 0 or 1
+    if size<1e6: close['atol'] = max(close['atol'], 2*torch.finfo(x.dtype).eps*size) # beyond, probabilities are exactly 0 or 1
     for a,b in zip(derivatives(f, x), derivatives(reference, x)): assert_close(a, b, equal_nan=True, **close)
 
 
