@@ -38,7 +38,7 @@
         return 3.6 - depth / (1 + Math.exp(-3 * x)) + .4 * Math.exp(2.5 * (x - 1.6)) + noise * (random() + random() - 1) })
       return [lrs, losses] } }
   const COLOURS = ['#3d8fc4', '#d55e00', '#1f9d7a', '#b565a0']
-  const power = o => o.toExponential(1).replace('e', ' × 10^').replace('+', ''), f2 = o => o.toFixed(2).replace('-', '−')
+  const power = o => o.toExponential(1).replace(/e(.+)/, (_, n) => ' × 10' + [...String(+n)].map(c => c === '-' ? '⁻' : '⁰¹²³⁴⁵⁶⁷⁸⁹'[c]).join('')), f2 = o => o.toFixed(2).replace('-', '−')
   const el = (parent, tag, attrs = {}, text) => {
     const svg = ['svg', 'path', 'rect', 'line', 'text', 'circle'].includes(tag)
     const e = svg ? document.createElementNS('http://www.w3.org/2000/svg', tag) : document.createElement(tag)
@@ -83,8 +83,8 @@
         [['centre', 'Where the loss falls: 10 to the power of', -5, -1, .1, -3], ['depth', 'How far it falls', 0, 3, .1, 2], ['noise', 'Noise of a batch', 0, 2, .1, .3]],
         v => { const [lrs, l] = of(v); return `Rates: ${rules.map(o => `${o} ${power(math[o](lrs, l))}`).join('; ')}. The curve is invented; the rules are fastai's.` },
         (svg, v) => {
-          const [lrs, l] = of(v), top = Math.max(...l), low = Math.min(...l)
-          const x = lr => 40 + 580 * (Math.log10(lr) + 8) / 9, y = o => 40 + 170 * (top - o) / Math.max(top - low, .5)
+          const [lrs, l] = of(v), low = Math.min(...l), top = Math.min(Math.max(...l), l[0] + .5) // the explosion may leave the picture
+          const x = lr => 40 + 580 * (Math.log10(lr) + 8) / 9, y = o => Math.max(28, 40 + 170 * (top - o) / Math.max(top - low, .5))
           rule(svg, 40, 225, 620, 225)
           for (let e = -8; e <= 0; e += 2) write(svg, x(10 ** e), 246, `1e${e}`.replace('-', '−'), {'text-anchor': 'middle', 'font-size': 15})
           curve(svg, lrs.map((o, i) => [x(o), y(l[i])]), 'currentColor', 2)
@@ -98,14 +98,14 @@
         [['high', 'Highest rate of the head', -4, -1, .1, -2.7, shown], ['spread', 'Head : early layers', 1, 1000, 1, 100, o => String(o)], ['pct', 'Turning point', .05, .95, .05, .25], ['pos', 'Position in training', 0, 1, .01, .25]],
         v => `At ${Math.round(100 * v.pos)}% of the training: ${at(v, v.pos).map((o, i) => `${groups[i]} ${power(o)}`).join('; ')}.`,
         (svg, v) => {
-          const low = -8.5, x = o => 60 + 440 * o, y = o => 225 - 200 * (Math.max(Math.log10(o), low) - low) / (-.8 - low)
+          const low = -11, x = o => 60 + 440 * o, y = o => 225 - 200 * (Math.max(Math.log10(o), low) - low) / (-.8 - low)
           rule(svg, 60, 225, 500, 225); rule(svg, x(v.pos), 20, x(v.pos), 225)
-          for (let e = -8; e <= -2; e += 2) write(svg, 50, y(10 ** e) + 5, `1e${e}`.replace('-', '−'), {'text-anchor': 'end', 'font-size': 15})
+          for (let e = -10; e <= -2; e += 2) write(svg, 50, y(10 ** e) + 5, `1e${e}`.replace('-', '−'), {'text-anchor': 'end', 'font-size': 15})
           write(svg, 280, 250, 'position in training', {'text-anchor': 'middle', 'font-size': 15})
           groups.forEach((o, i) => {
             curve(svg, Array.from({length: 201}, (_, k) => [x(k / 200), y(at(v, k / 200)[i])]), COLOURS[i])
             el(svg, 'circle', {cx: x(v.pos), cy: y(at(v, v.pos)[i]), r: 6, fill: COLOURS[i]})
-            el(svg, 'rect', {x: 515, y: 146 - 36 * i - 13, width: 14, height: 14, fill: COLOURS[i]}); write(svg, 536, 146 - 36 * i, o, {'font-size': 16}) }) }) } }
+            el(svg, 'rect', {x: 508, y: 146 - 36 * i - 13, width: 14, height: 14, fill: COLOURS[i]}); write(svg, 526, 146 - 36 * i, o, {'font-size': 16}) }) }) } }
   window.petsFigures = math
   const start = () => document.querySelectorAll('[data-figure]').forEach(o => { if (!o.childElementCount) kinds[o.dataset.figure](o) })
   document.readyState === 'loading' ? document.addEventListener('DOMContentLoaded', start) : start()
