@@ -323,7 +323,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def dls(folder): return pets_dls(folder, size=48, bs=6, verbose=False)
 
-def new(dls, **kwargs): return pets_learner(dls, 'small_network', verbose=False, **kwargs)
+def new(dls, **kwargs): return pets_learner(dls, 'small_network', precision='float32', verbose=False, **kwargs)
 def figures(learn): return learn.history.table[['frozen','train_loss','valid_loss','error_rate']].values.tolist()
 
 def test_the_same_seed_gives_the_same_numbers(dls):
@@ -337,7 +337,7 @@ def test_the_same_seed_gives_the_same_numbers(dls):
     assert not torch.backends.cudnn.deterministic and torch.backends.cudnn.benchmark is False
 
 def test_one_line_says_what_was_chosen(dls, capsys):
-    learn = pets_learner(dls, 'small_network')
+    learn = pets_learner(dls, 'small_network', precision='float32')
     out = capsys.readouterr().out
     assert out.count('\n')==1 and all(o in out for o in ('small_network','drawn animals','3 classes','seed 42','cpu','float32'))
     assert learn.opt.frozen_idx==2 and [o['lr'] for o in learn.opt.hypers]

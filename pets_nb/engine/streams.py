@@ -10,6 +10,7 @@ __all__ = ['read_shard', 'shard_features', 'load_features']
 # %% ../../nbs/engine/14_streams.ipynb #909b5207
 import hashlib, io, json, os, sys, tarfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from .features import _headless
 from .files import IMAGE_SUFFIXES, ImageError, atomic_path, shown
@@ -69,7 +70,7 @@ def _from_parquet(path):
 # %% ../../nbs/engine/14_streams.ipynb #2746d336
 def read_shard(
     path:str|Path, # A `.tar` of WebDataset, or a `.parquet` of Hugging Face `datasets`
-): # Yields key, bytes of the image, and label (str, or None)
+)->Iterator: # Of key, bytes of the image, and label (str, or None)
     "The images of a shard, one after the other; nothing is unpacked"
     path = Path(path)
     if path.suffix == '.parquet': yield from _from_parquet(path); return
