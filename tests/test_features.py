@@ -92,6 +92,20 @@ def test_mirror_averages_both_images(dls):
     learn.model[0] = Flip(learn.model[0])
     assert torch.allclose(both, (one + get_features(learn, files, mirror=False)[0])/2, atol=1e-4)
 
+def test_mirror_stays_with_the_model(dls, tmp_path):
+    from pets_nb.engine.bundle import Predictor, save_bundle
+    learn = learner(dls)
+    with quiet(learn): head_first(learn, mirror=True)
+    x,_ = get_features(learn, dls.valid, mirror=True)
+    logits,_ = get_logits(learn)
+    assert torch.allclose(learn.model[1][-1](x), logits, atol=1e-4)
+    images = next(iter(dls.valid))[0]
+    assert torch.allclose(learn.model.eval()(images), learn.model(images.flip(-1)), atol=1e-4)
+    learn.model.train()
+    assert learn.model.mirror and not torch.allclose(learn.model(images), learn.model(images.flip(-1)), atol=1e-4)
+    model = Predictor(save_bundle(learn, tmp_path/'model')).model
+    assert model.mirror and torch.allclose(model(images), learn.model.eval()(images), atol=1e-4)
+
 def test_fast_and_better_than_a_random_head(dls):
     learn = learner(dls)
     before = error(learn)

@@ -45,7 +45,7 @@ BUNDLE_SCHEMA = {'$schema': 'https://json-schema.org/draft/2020-12/schema',
         resampling=dict(enum=['one warp', 'fastai']),
         mean=_channels | dict(items=_number(-10, 10)),
         std=_channels | dict(items=_number(1e-3, 100)),
-        temperature=_number(0.01, 100),
+        temperature=_number(0.01, 100), mirror=dict(enum=[False, True]),
         none_of_these=_record('threshold false_alarms n', threshold=_number(-1e6, 1e6),
             false_alarms=_number(0, 1), n=_whole(1, 10**12)),
         metrics=_record(), recipe=_record(), data=_record(), versions=_record(),
@@ -168,7 +168,7 @@ def _about(learn, extra):
     history = learn.history.table.reset_index() if hasattr(learn, 'history') else None
     libraries = ('fastai', 'torch', 'torchvision', 'safetensors')
     return dict(format=2, arch=model.arch, library=_library(model.arch),
-        origin=model.origin, head='linear' if n_linear==1 else 'fastai',
+        origin=model.origin, mirror=model.mirror, head='linear' if n_linear==1 else 'fastai',
         classes=[str(o) for o in learn.dls.vocab], **_views(learn.dls),
         mean=model.mean.flatten().tolist(), std=model.std.flatten().tolist(),
         **_judged(learn), data=_fingerprint(learn.dls), recipe=extra,
@@ -332,6 +332,7 @@ def _filled(model, state, about, build):
     if buffers:
         model = build()
         model.load_state_dict(state)
+    model.mirror = about.get('mirror', False)
     for k in ('mean', 'std'):
         setattr(model, k, torch.tensor(about[k]).float().view(1, -1, 1, 1))
     return model.eval().requires_grad_(False)

@@ -26,23 +26,18 @@ def _last_linear(model):
     raise ValueError('features first needs a head with one linear layer, and this one '
                      f"has {len(found)}: use pets_learner(..., head='linear')")
 
-class _WithMirror(nn.Module):
-    "The mean of a body's features of images and of their mirror images"
-    def __init__(self, body): super().__init__(); self.body = body
-    def forward(self, x): return (self.body(x) + self.body(x.flip(-1)))/2
-
 @contextmanager
 def _headless(model, mirror):
     "Let `model` return features instead of logits"
-    name,body = _last_linear(model),model[0]
+    name,kept = _last_linear(model),getattr(model, 'mirror', False)
     linear = model.get_submodule(name)
     try:
         model.set_submodule(name, nn.Identity())
-        if mirror: model[0] = _WithMirror(body)
+        model.mirror = mirror
         yield
     finally:
         model.set_submodule(name, linear)
-        model[0] = body
+        model.mirror = kept
 
 # %% ../../nbs/engine/10_features.ipynb #7242c56a
 def get_features(
@@ -158,7 +153,7 @@ def head_first(
     epochs:int=0, # Epochs of fine-tuning after the head has been fitted
     lr:float=1e-4, # Highest learning rate of the fine-tuning, for all that is trained
     first:int=1, # First group that is fine-tuned: 0 is all, 1 leaves out the lower body
-    mirror:bool=False, # Average over mirror images for the fit? Twice the time
+    mirror:bool=False, # Average over mirror images, in predictions too? Twice the time
     l2:float=None, # Penalty, see `fit_head`
     **kwargs # Passed on to `partial_fine_tune`
 )->Learner: # `learn`; its history begins with the fitted head's row
@@ -167,6 +162,7 @@ def head_first(
     linear = learn.model.get_submodule(_last_linear(learn.model))
     head = fit_head(*get_features(learn, mirror=mirror), l2, linear.out_features)
     linear.load_state_dict(head.state_dict())
+    learn.model.mirror = mirror
     row = {'frozen': True, 'train_loss': head.loss, **_validate(learn)}
     row |= {'highest lr': math.nan, 'seconds': time.perf_counter()-start}
     learn.history.rows.append(row)

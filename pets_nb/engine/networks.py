@@ -89,6 +89,7 @@ class PetsModel(nn.Sequential):
     ):
         super().__init__(body, head)
         self.arch,self.sizes,self.origin = arch,sizes,'random' # of the weights
+        self.mirror = False # predict from each image and its mirror image?
         for k,v in dict(mean=mean, std=std).items():
             v = torch.tensor(list(v), dtype=torch.float32).view(1,-1,1,1)
             self.register_buffer(k, v, persistent=False)
@@ -96,7 +97,10 @@ class PetsModel(nn.Sequential):
     def forward(self, x):
         if type(x).__module__=='fastai.torch_core': x = x.as_subclass(Tensor)
         self.check_size(*x.shape[-2:])
-        return super().forward((x-self.mean)/self.std)
+        x = (x-self.mean)/self.std
+        z = self[0](x)
+        if self.mirror and not self.training: z = (z+self[0](x.flip(-1)))/2
+        return self[1](z)
 
     def check_size(self, height, width):
         "Raise `ValueError` for a size that this network cannot take"

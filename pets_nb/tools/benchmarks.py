@@ -322,7 +322,8 @@ def _memory(s, args):
 # %% ../../nbs/tools/02_benchmarks.ipynb #4d62535d
 def _recipes(s, args):
     "Time to an error: the chapter's recipe and features first"
-    def ours(turn, epochs): return _our_training(s, turn, epochs, head_first)
+    fit = partial(head_first, mirror=True) # as `pets_nb train` does
+    def ours(turn, epochs): return _our_training(s, turn, epochs, fit)
     return {'fine_tune(2)': partial(_chapter_training, s),
             'fine_tune(6)': partial(_chapter_training, s, epochs=6),
             'head': partial(ours, epochs=0),
@@ -330,6 +331,7 @@ def _recipes(s, args):
 
 def _peers(s, args):
     "Whole trainings: the chapter, plain PyTorch, timm, scikit-learn, this library"
+    fit = partial(head_first, mirror=True)
     return {'chapter, fine_tune(2)': partial(_chapter_training, s),
             'chapter, fine_tune(6)': partial(_chapter_training, s, epochs=6),
             'PyTorch': partial(_plain_training, s),
@@ -337,9 +339,9 @@ def _peers(s, args):
             'timm, 6 epochs': partial(_timm_training, s),
             'scikit-learn on features': partial(_sklearn_training, s),
             'this library, 2 epochs': partial(_our_training, s),
-            'this library, head': partial(_our_training, s, epochs=0, fit=head_first),
+            'this library, head': partial(_our_training, s, epochs=0, fit=fit),
             'this library, head and 4 epochs': partial(_our_training, s, epochs=4,
-                                                       fit=head_first)}
+                                                       fit=fit)}
 
 _WHAT = dict(input=_input, cache=_cache, training=_training, evaluation=_evaluation,
              memory=_memory, recipes=_recipes, peers=_peers)

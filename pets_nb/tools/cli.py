@@ -394,7 +394,7 @@ def _fit(learn, a, checkpoints):
           resumable(learn, checkpoints), learn.added_cbs(_show_epochs(progress))):
         if a.arch!='small_network' and a.weights!='none':
             _count_batches(learn, progress)
-            head_first(learn, a.epochs, a.lr)
+            head_first(learn, a.epochs, a.lr, mirror=True)
         elif a.epochs: learn.fine_tune(a.epochs, a.lr)
         else: learn.fit_one_cycle(1, a.lr)
         progress.table(learn.history.rows)
