@@ -34,39 +34,36 @@ def wilson(
     interval = stats.binomtest(int(k), int(n)).proportion_ci(level, 'wilson')
     return float(interval.low),float(interval.high)
 
-# %% ../../nbs/engine/12_stats.ipynb #ece4daa7
-def _columns(runs):
-    "Series of errors by recipe; series of arrays of right answers by recipe, or None"
-    if not isinstance(runs, pd.DataFrame) or not {'recipe','seed','error'}<=set(runs):
-        return {str(k): pd.Series(runs[k]) for k in runs},None
-    groups = runs.groupby('recipe', sort=False)
-    groups = {str(k): o.set_index('seed') for k,o in groups}
-    known = 'right' in runs and runs.right.notna().all()
-    right = {k: o.right for k,o in groups.items()} if known else None
-    return {k: o.error for k,o in groups.items()},right
-
-# %% ../../nbs/engine/12_stats.ipynb #178deb2e
+# %% ../../nbs/engine/12_stats.ipynb #4b458630
 def _refuse(problem, runs):
-    if runs: raise ValueError(f"{problem}: {'; '.join(runs[:10])}")
+    names = [', seed '.join(map(str, o[:2])) + ''.join(f': {e}' for e in o[2:])
+             for o in runs]
+    if names: raise ValueError(f"{problem}: {'; '.join(names[:10])}")
 
-def _errors_by_seed(columns, alone):
-    "A column per recipe, a row per seed; `ValueError` lists the runs that don't fit"
-    if len(columns)<2: raise ValueError(f"{len(columns)} recipe; expected at least two")
-    seeds = list(dict.fromkeys(s for o in columns.values() for s in o.index))
-    each = [(k, s, (o.index==s).sum()) for k,o in columns.items() for s in seeds]
-    _refuse('seeds that occur twice', [f'{k}, seed {s}' for k,s,n in each if n>1])
-    missing = [f'{k}, seed {s}' for k,s,n in each if n==0]
+def _long(runs):
+    "Runs as a table with at least the columns `recipe seed error`"
+    if isinstance(runs, pd.DataFrame) and {'recipe','seed','error'}<=set(runs):
+        return runs.astype({'recipe': str})
+    return pd.DataFrame([(str(k), s, e) for k,o in runs.items()
+                         for s,e in pd.Series(o).items()],
+                        columns=['recipe','seed','error'])
+
+# %% ../../nbs/engine/12_stats.ipynb #47302457
+def _check(runs, alone):
+    "Raise `ValueError` with the runs that don't fit; is one seed enough? `alone`"
+    names,seeds = runs.recipe.unique(),runs.seed.unique()
+    if len(names)<2: raise ValueError(f"{len(names)} recipe; expected at least two")
+    at = pd.MultiIndex.from_frame(runs[['recipe','seed']])
+    _refuse('seeds that occur twice', at[at.duplicated()])
+    missing = pd.MultiIndex.from_product([names, seeds]).difference(at)
     _refuse(f'runs are compared in pairs, and {len(missing)} are missing', missing)
-    table = pd.DataFrame({k: pd.to_numeric(o) for k,o in columns.items()})
-    table = table.loc[seeds].astype(float).rename_axis('seed')
-    bad = [f'{k}, seed {s}: {e}' for (s,k),e in table.stack().items() if not 0<=e<=1]
-    bad += [f'{k}: no number' for k in table if table[k].isna().any()]
-    _refuse('an error rate is a number from 0 to 1 (divide percent by 100)', bad)
+    bad = runs[~pd.to_numeric(runs.error).between(0, 1)]
+    _refuse('an error rate is a number from 0 to 1 (divide percent by 100)',
+            bad[['recipe','seed','error']].values)
     if len(seeds)<2 and not alone:
         raise ValueError("one seed says nothing about other seeds: run at least 2")
-    return table
 
-# %% ../../nbs/engine/12_stats.ipynb #50d80e85
+# %% ../../nbs/engine/12_stats.ipynb #83dfbd0f
 class Comparison:
     "Error rates of several recipes over the same seeds, set against the first recipe"
     def __init__(self,
@@ -78,28 +75,31 @@ class Comparison:
     ):
         self.errors,self.right,self.n = errors,right,n
         self.test_fraction,self.alpha = test_fraction,alpha
+        self.first = errors.columns[0]
 
     @property
     def differences(self):
         "Difference from the first recipe for each seed"
-        return self.errors.iloc[:,1:].sub(self.errors.iloc[:,0], axis=0)
+        return self.errors.iloc[:,1:].sub(self.errors[self.first], axis=0)
 
-    def _image_gains(self, name):
-        "How much more often `name` is wrong on each test image than the first recipe"
-        first = self.right[self.errors.columns[0]].astype(float)
-        return (first-self.right[name]).mean(0)
+# %% ../../nbs/engine/12_stats.ipynb #de7607be
+@patch
+def _image_gains(self:Comparison, name):
+    "How much more often `name` is wrong on each test image than the first recipe"
+    return (self.right[self.first].astype(float)-self.right[name]).mean(0)
 
-    def _spread(self, name):
-        "Standard error of a mean difference, and its degrees of freedom"
-        d,f = self.differences[name],self.test_fraction or 0
-        seeds = d.var()*(1/len(d) + f/(1-f))
-        if self.right is None: return seeds**0.5,len(d)-1
-        gains = self._image_gains(name)
-        images = gains.var(ddof=1)/len(gains)
-        below = seeds**2/(len(d)-1) + images**2/(len(gains)-1)
-        return (seeds+images)**0.5,(seeds+images)**2/below if below else 1
+@patch
+def _spread(self:Comparison, name):
+    "Standard error of a mean difference, and its degrees of freedom"
+    d,f = self.differences[name],self.test_fraction or 0
+    seeds = d.var()*(1/len(d) + f/(1-f))
+    if self.right is None: return seeds**0.5,len(d)-1
+    gains = self._image_gains(name)
+    images = gains.var(ddof=1)/len(gains)
+    below = seeds**2/(len(d)-1) + images**2/(len(gains)-1)
+    return (seeds+images)**0.5,(seeds+images)**2/below if below else 1
 
-# %% ../../nbs/engine/12_stats.ipynb #0c215f58
+# %% ../../nbs/engine/12_stats.ipynb #fda0b07c
 @patch
 def _mcnemar(self:Comparison, name, alpha):
     "Interval and p for one run each, from the images only one of the two gets right"
@@ -110,6 +110,7 @@ def _mcnemar(self:Comparison, name, alpha):
     low,high = (float((2*o-1)*m/len(gains)) for o in test.proportion_ci(1-alpha))
     return low,high,float(test.pvalue)
 
+# %% ../../nbs/engine/12_stats.ipynb #a4e95d54
 @patch
 def _interval(self:Comparison, name, alpha):
     "Interval of a difference at level 1 - alpha, and its p"
@@ -131,47 +132,49 @@ def _holm(p, alpha):
     alphas[order] = alpha/factors
     return adjusted,alphas
 
-# %% ../../nbs/engine/12_stats.ipynb #0f5e7078
-@patch(as_prop=True)
-def table(self:Comparison)->pd.DataFrame: # Errors and differences in percentage points
-    "A row per recipe: error, difference from the first, adjusted interval, verdict"
-    e,names = self.errors,self.differences.columns
-    p = np.array([self._interval(o, self.alpha)[2] for o in names])
-    adjusted,alphas = _holm(p, self.alpha)
-    res = pd.DataFrame({'error': 100*e.mean(), 'sd': 100*e.std()})
-    if self.n: res['se'] = 100*standard_error(e.mean(), self.n)
-    ends = [self._interval(o, s)[:2] for o,s in zip(names, alphas)]
-    rows = pd.DataFrame(100*np.array(ends), names, ['low','high'])
-    rows.insert(0, 'difference', 100*self.differences.mean())
-    rows['p'],rows['p adjusted'] = p,adjusted
-    rows['verdict'] = [self._verdict(*o) for o in rows[['low','high']].values]
-    return res.join(rows).fillna({'verdict': 'reference'}).rename_axis('recipe')
-
+# %% ../../nbs/engine/12_stats.ipynb #ff47ce63
 @patch
 def _verdict(self:Comparison, low, high):
     "What an interval allows us to say"
     if low>0: return 'higher'
     if high<0: return 'lower'
     k = len(self.errors)
-    seeds = 'this 1 seed' if k==1 else f'these {k} seeds'
+    seeds = f'these {k} seeds' if k>1 else 'this 1 seed'
     found = f'the interval is {low:.1f} to {high:.1f}'
     if np.isnan(low): found = 'all differences are equal'
     return f"we can't tell apart with {seeds} ({found})"
 
-# %% ../../nbs/engine/12_stats.ipynb #dedcedf0
+# %% ../../nbs/engine/12_stats.ipynb #d0004984
+@patch(as_prop=True)
+def table(self:Comparison)->pd.DataFrame: # Errors and differences in percentage points
+    "A row per recipe: error, difference from the first, adjusted interval, verdict"
+    e,d = self.errors,self.differences
+    res = pd.DataFrame({'error': 100*e.mean(), 'sd': 100*e.std()}).rename_axis('recipe')
+    if self.n: res['se'] = 100*standard_error(e.mean(), self.n)
+    p = np.array([self._interval(o, self.alpha)[2] for o in d])
+    adjusted,alphas = _holm(p, self.alpha)
+    ends = [self._interval(o, a)[:2] for o,a in zip(d, alphas)]
+    rows = pd.DataFrame(100*np.array(ends), d.columns, ['low','high'])
+    rows.insert(0, 'difference', 100*d.mean())
+    rows['verdict'] = [self._verdict(*o) for o in rows[['low','high']].values]
+    rows.insert(3, 'p', p)
+    rows.insert(4, 'p adjusted', adjusted)
+    return res.join(rows).fillna({'verdict': 'reference'})
+
+# %% ../../nbs/engine/12_stats.ipynb #5962cc20
 @patch(as_prop=True)
 def caption(self:Comparison)->str: # A sentence
     "What the table compares, and what its intervals cover"
-    k,first = len(self.errors),self.errors.columns[0]
-    covers = 'seeds and test images' if self.right and k>1 else 'test images'
-    if not self.right: covers = 'seeds'
-    held = self.test_fraction
+    k,held = len(self.errors),self.test_fraction
+    covers = ' and '.join(['seeds']*(k>1 or not self.right)
+                          + ['test images']*bool(self.right))
     if held: covers += f' and random splits with {100*held:g}% held out'
     images = f', {self.n:,} test images' if self.n else ''
-    return (f"{k} seed{'s' if k>1 else ''}{images}; differences from {first!r} in "
+    return (f"{k} seed{'s' if k>1 else ''}{images}; differences from {self.first!r} in "
             f"percentage points; {100*(1-self.alpha):g}% intervals cover {covers}, "
             "adjusted by Holm's method")
 
+# %% ../../nbs/engine/12_stats.ipynb #c10a5625
 @patch
 def _shown(self:Comparison):
     points = dict.fromkeys(('error','sd','se','difference','low','high'), 2)
@@ -186,29 +189,30 @@ def _repr_html_(self:Comparison):
     table = self._shown().reset_index().to_html(index=False, na_rep='')
     return f'{table}<p>{self.caption}</p>'
 
-# %% ../../nbs/engine/12_stats.ipynb #84c2afbc
+# %% ../../nbs/engine/12_stats.ipynb #927f4abe
 def compare(
     runs, # Columns `recipe seed error` (`right`: bool per image), or lists by recipe
     n:int=None, # Number of test images, for the standard error; known where `right` is
     test_fraction:float=None, # Share held out by random splits; None: a fixed test set
     alpha:float=0.05, # Probability of a false alarm among all comparisons
-)->Comparison: # `.table`, `.plot()`, `.equivalent(margin)`; prints with its caption
+)->Comparison: # `.table` and `.plot()`; prints with its caption
     "Set recipes' error rates against the first; `ValueError` if runs can't be paired"
     for name,o in dict(alpha=alpha, test_fraction=test_fraction).items():
         if o is not None and not 0<o<1:
             raise ValueError(f"{name} is {o}; expected a number between 0 and 1")
     if n is not None and n<1: raise ValueError(f"n is {n}; expected a number of images")
-    columns,right = _columns(runs)
-    if test_fraction: right = None
-    errors = _errors_by_seed(columns, right is not None)
-    if right:
-        n = sorted({len(o) for v in right.values() for o in v})
+    runs,right = _long(runs),None
+    known = not test_fraction and 'right' in runs and runs.right.notna().all()
+    _check(runs, known)
+    def wide(of): return runs.pivot(index='seed', columns='recipe', values=of).loc[
+        runs.seed.unique(), runs.recipe.unique()]
+    if known:
+        n = sorted({len(o) for o in runs.right})
         if len(n)>1: raise ValueError(f"runs on different numbers of test images: {n}")
-        n = n[0]
-        right = {k: np.stack(v[errors.index]).astype(bool) for k,v in right.items()}
-    return Comparison(errors, right, n, test_fraction, alpha)
+        n,right = n[0],{k: np.stack(o).astype(bool) for k,o in wide('right').items()}
+    return Comparison(wide('error').astype(float), right, n, test_fraction, alpha)
 
-# %% ../../nbs/engine/12_stats.ipynb #0bad1400
+# %% ../../nbs/engine/12_stats.ipynb #7813259f
 @patch
 def plot(self:Comparison,
     title:str=None, # Title of the figure; default: what is compared
@@ -216,7 +220,6 @@ def plot(self:Comparison,
 )->plt.Axes: # A row per recipe
     "Differences and adjusted intervals; coloured where the interval excludes zero"
     rows,d = self.table.iloc[1:],100*self.differences
-    first = self.errors.columns[0]
     if ax is None: _,ax = plt.subplots(figsize=(7, 0.5*len(rows)+1.6))
     for i,(name,row) in enumerate(rows.iterrows()):
         color = '#0072B2' if row.verdict in ('lower','higher') else '#777777'
@@ -224,26 +227,8 @@ def plot(self:Comparison,
         ax.plot([row.low,row.high], [i,i], color=color)
         ax.plot(row.difference, i, 'D', color=color)
     ax.axvline(0, color='#222222', lw=1)
-    label = f"percentage points more than {first!r}\n{self.caption.split('; ')[-1]}"
-    title = title or f'Difference of the error from {first!r}'
-    ax.set(yticks=range(len(rows)), yticklabels=rows.index, ylim=(len(rows)-.5,-.5))
-    ax.set(xlabel=label, title=title)
+    note = self.caption.split('; ')[-1]
+    ax.set(yticks=range(len(rows)), yticklabels=rows.index, ylim=(len(rows)-.5,-.5),
+           xlabel=f"percentage points more than {self.first!r}\n{note}",
+           title=title or f'Difference of the error from {self.first!r}')
     return ax
-
-# %% ../../nbs/engine/12_stats.ipynb #ee3c0493
-@patch
-def equivalent(self:Comparison,
-    margin:float=0.01, # Largest difference that doesn't matter; 0.01 is one point
-)->pd.DataFrame: # `difference`, `low`, `high`, `bound` in points, and a `statement`
-    "Which recipes differ from the first by less than `margin` (two one-sided tests)"
-    if not 0<margin<1:
-        raise ValueError(f"margin is {margin}; expected a rate: 0.01 is one point")
-    names,first = self.differences.columns,self.errors.columns[0]
-    ends = np.array([self._interval(o, 2*self.alpha/len(names))[:2] for o in names])
-    res = pd.DataFrame(100*ends, names, ['low','high']).rename_axis('recipe')
-    res.insert(0, 'difference', 100*self.differences.mean())
-    res['bound'] = res[['low','high']].abs().max(axis=1, skipna=False)
-    claim = f'from {first!r} by less than {100*margin:g} points'
-    shown = np.where(res.bound<100*margin, 'differs', 'not shown to differ')
-    res['statement'] = [f'{o} {claim}' for o in shown]
-    return res.round(2)
