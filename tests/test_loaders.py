@@ -315,7 +315,7 @@ def test_a_changed_image_is_noticed(pets, tmp_path):
     old = cached(files, tmp_path)[0].get(files[3])[0].copy()
     smooth(64, 64, 99).save(files[3])
     cache,said = cached(files, tmp_path)
-    assert files[3].name in said and '1 images changed' in said and (cache.get(files[3])[0][:4, :4] != old[:4, :4]).any()
+    assert files[3].name in said and '1 image changed' in said and (cache.get(files[3])[0][:4, :4] != old[:4, :4]).any()
 
 def test_limits_say_what_to_do_and_the_least_used_goes(pets, tmp_path, monkeypatch):
     files = sorted(pets.iterdir())

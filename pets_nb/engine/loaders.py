@@ -8,7 +8,8 @@ Docs: https://pets-nb.github.io/pets_nb/engine/loaders.html.md"""
 __all__ = ['FastDL', 'PixelCache', 'Speed', 'pets_dls']
 
 # %% ../../nbs/engine/06_loaders.ipynb #6474a8d5
-from .files import config_folder, open_image, shown, write_json, _locked
+from pets_nb.engine.files import (config_folder, open_image, shown, write_json,
+    _count, _locked)
 from .pipeline import (OneWarp, augmentation_matrix, sample_augmentations,
     _each, _item_size, _jpeg, _lighting_tables, _square)
 from .sources import ImageSet, find_images
@@ -23,7 +24,7 @@ from fastcore.basics import chunked, defaults, patch
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import IntToFloatTensor
-from fastai.torch_core import TensorCategory, default_device, to_device
+from fastai.torch_core import TensorCategory, default_device, to_detach, to_device
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.core import PILImage, TensorImage
 
@@ -48,6 +49,7 @@ class _Batches:
 class FastDL(TfmdDL):
     "A fastai `DataLoader` that reads whole batches, on threads or in workers"
     _loader,_busy,_open = None,False,[]
+    share = 0,1 # this process's number, and how many processes share each batch
 
     @property
     def warp(self):
@@ -59,8 +61,14 @@ class FastDL(TfmdDL):
         idxs = [*itertools.islice(self.get_idxs(), self.n)]
         parts = chunked(idxs, self.bs)
         if self.shuffle and not self.drop_last: parts = np.array_split(idxs, len(self))
-        return [([*map(int, o)], self.rng.getrandbits(62)) for o in parts
+        plan = [([*map(int, o)], self.rng.getrandbits(62)) for o in parts
                 if len(o) == self.bs or not self.drop_last]
+        rank,world = self.share
+        if world == 1: return plan
+        mine = ((idxs[rank::world], seed + rank) for idxs,seed in plan)
+        return [o for o in mine if o[0]]
+
+    def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, False)
 
     def __iter__(self):
         if self.warp is None or self.bs is None: yield from super().__iter__(); return
@@ -140,7 +148,7 @@ def get(self:PixelCache,
     data = self.pixels[offset:offset + 3*h*w]
     if name not in self.tested:
         if _crc(data, h, w) != crc:
-            print(f'Cache: {shown(name)} is damaged and is read anew', file=sys.stderr)
+            print(f'Cache: {shown(name)} is damaged; reading its file', file=sys.stderr)
             del self.at[name]
             return
         self.tested.add(name)
@@ -166,7 +174,8 @@ def _usable(self:PixelCache, files, signatures):
         return False
     changed = [shown(f.name) for f,a,b in zip(files, old, signatures) if a != b]
     names = ', '.join(changed[:5]) + ', ...'*(len(changed) > 5)
-    if changed: print(f'Cache: {len(changed):,} images changed ({names}); built again')
+    n = _count(len(changed), 'image')
+    if changed: print(f'Cache: {n} changed ({names}); building it again')
     return not changed
 
 # %% ../../nbs/engine/06_loaders.ipynb #706faa63
@@ -339,7 +348,7 @@ class Speed:
     def workers_for(self, device):
         if self.workers is not None: return self.workers
         if self.fast and device.type == 'cpu' or current_process().daemon: return 0
-        return min(8, defaults.cpus)
+        return max(1, min(8, defaults.cpus//int(os.getenv('LOCAL_WORLD_SIZE', 1))))
 
 # %% ../../nbs/engine/06_loaders.ipynb #edf6fe3a
 def _open(source:Path|str|bytes|np.ndarray|Image.Image)->PILImage:
