@@ -22,6 +22,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.learner import Learner
 from fastai.optimizer import Optimizer
+from fastai.torch_core import distrib_barrier, rank_distrib
 from fastcore.basics import patch
 from fastcore.foundation import L
 
@@ -50,7 +51,7 @@ def _attributes(o, names=None):
 # %% ../../nbs/engine/09_checkpoints.ipynb #46efe7d4
 def _remembering(learn):
     return [o for o in learn.cbs if not isinstance(o, ProgressCallback)
-            and o.name!='checkpoints']
+            and o.name not in ('checkpoints','distributed')]
 
 def _training_state(learn):
     "Everything on which the rest of a training run depends"
@@ -159,7 +160,7 @@ def _fit_settings(learn):
     return _plain({
         'epochs': learn.n_epoch, 'training': _describe(dls[0]),
         'validation': _describe(dls[1]),
-        'device': str(getattr(dls, 'device', 'cpu')),
+        'device': torch.device(getattr(dls, 'device', 'cpu')).type,
         'weights': {k: list(v.shape) for k,v in model.state_dict().items()},
         'trained weights': sum(p.numel() for p in model.parameters()
                                if p.requires_grad),
@@ -193,6 +194,7 @@ class _Checkpoints(Callback):
         for part in self.folder.glob('.*.checkpoint-*.part'):
             part.unlink(missing_ok=True)
         self.saved = self.newest()
+        distrib_barrier() # the first of several processes writes, and not before this
         self.waiting = self.saved is not None # to be restored
 
     def say(self, text):
@@ -222,6 +224,7 @@ def write(self:_Checkpoints,
     ended:bool=False, # Has a callback ended the fit before its last epoch?
 ):
     "Write a checkpoint, then delete those that are older than the last `keep`"
+    if rank_distrib(): return
     state = dict(more=self.more, fits=self.fits, fit=len(self.fits)-1, epoch=epoch,
                  batch=batch, ended=ended, n_done=self.n_done, versions=_versions(),
                  order=getattr(self, 'at_start', []),

@@ -14,6 +14,7 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor, nn
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.foundation import L
 from .learner import get_logits, partial_fine_tune, quiet
 
@@ -47,9 +48,22 @@ def get_features(
 )->tuple: # Features (N,D), float32, and targets (N,), int64, or None; both on the CPU
     "What the last linear layer would be given, for every image"
     labels,items = dl is None,learn.dls.train_ds.items if dl is None else dl
+    shared = torch.distributed.is_initialized() and not hasattr(dl, 'after_batch')
+    if shared: items = list(items)[rank_distrib()::num_distrib()]
     if not hasattr(dl, 'after_batch'):
         dl = learn.dls.test_dl(list(items), with_labels=labels)
-    with _headless(learn.model, mirror): return get_logits(learn, dl)
+    with _headless(learn.model, mirror): res = get_logits(learn, dl)
+    return tuple(map(_gathered, res)) if shared else res
+
+# %% ../../nbs/engine/10_features.ipynb #a4d1f0c2
+def _gathered(mine):
+    "The rows of all processes in order, where each one has every n-th"
+    if mine is None: return
+    parts = [None]*num_distrib()
+    torch.distributed.all_gather_object(parts, mine)
+    res = mine.new_empty(sum(map(len, parts)), *mine.shape[1:])
+    for r,o in enumerate(parts): res[r::len(parts)] = o
+    return res
 
 # %% ../../nbs/engine/10_features.ipynb #054b95ec
 def _descend(x, y, n, l2, w=None, tol=1e-4):
