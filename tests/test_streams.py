@@ -125,7 +125,7 @@ def test_a_broken_image_is_named_and_left_out(pets, tmp_path, capsys):
     folder.mkdir()
     write_tar(folder/'a.tar', [*pets[1][:5], ('broken', b'no image', 'pug')])
     assert shard_features(pets[0], folder, tmp_path/'f') == 5
-    assert 'a.tar: 1 images cannot be read: broken' in capsys.readouterr().err
+    assert "a.tar: 1 image can't be read: 'broken'" in capsys.readouterr().err
 
 def test_folder_without_shards(pets, tmp_path):
     with pytest.raises(FileNotFoundError, match='has no shards'): shard_features(pets[0], tmp_path, tmp_path/'f')

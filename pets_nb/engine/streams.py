@@ -8,37 +8,56 @@ Docs: https://pets-nb.github.io/pets_nb/engine/streams.html.md"""
 __all__ = ['read_shard', 'shard_features', 'load_features']
 
 # %% ../../nbs/engine/14_streams.ipynb #909b5207
-import hashlib, io, json, os, sys, tarfile
+import hashlib, io, json, os, re, sys, tarfile
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from .features import _headless
-from .files import IMAGE_SUFFIXES, ImageError, atomic_path, shown
-from .learner import _dtype_of, _evaluating
+from types import SimpleNamespace
+from .features import _headless, _last_linear, fit_head
+from .files import (IMAGE_SUFFIXES, ImageError, atomic_path, list_images,
+    open_image, shown, _count, _some)
+from .learner import _dtype_of, _evaluating, pets_learner
+from .loaders import Speed, _block
 from .pipeline import _each
-import numpy as np, torch
+from .sources import _part_names, _stratified
+import numpy as np, torch, torch.nn.functional as F
 from fastai.learner import Learner
+from fastai.torch_core import default_device
+from fastcore.foundation import L
 
 # %% ../../nbs/engine/14_streams.ipynb #1406bd66
-def _from_tar(path):
-    with path.open('rb') as f: # a cut between two files would look like the end
+def _check_end(path):
+    "A tar that was cut between two files would look complete"
+    with path.open('rb') as f:
         size = f.seek(0, 2)
         f.seek(max(0, size - 1024))
         if f.read() != bytes(1024): raise tarfile.ReadError('its end is missing')
-    key,image,label = None,None,None
+
+def _files(path):
+    "Key, suffix and bytes of each file in a tar"
     with tarfile.open(path, 'r|*') as tar: # `|` reads on, and never back
         for o in tar:
             if not o.isfile(): continue
             folder,_,name = o.name.rpartition('/')
             stem,_,suffix = name.partition('.')
-            if f'{folder}/{stem}' != key:
-                if image is not None: yield key.strip('/'),image,label
-                key,image,label = f'{folder}/{stem}',None,None
-            data,suffix = tar.extractfile(o).read(),'.' + suffix.lower()
-            if suffix in IMAGE_SUFFIXES: image = data
-            elif suffix in ('.cls', '.txt'): label = data.decode().strip()
+            yield f'{folder}/{stem}'.strip('/'),f'.{suffix.lower()}',tar.extractfile(o)
             tar.members = [] # otherwise it remembers every file that it has passed
-    if image is not None: yield key.strip('/'),image,label
+
+# %% ../../nbs/engine/14_streams.ipynb #5e1b70c2
+def _from_tar(path):
+    _check_end(path)
+    key,image,label = None,None,None
+    for name,suffix,file in _files(path):
+        if name != key:
+            if image is not None: yield key,image,label
+            key,image,label = name,None,None
+        if suffix in ('.cls', '.txt'): label = file.read().decode().strip()
+        elif suffix in IMAGE_SUFFIXES:
+            if image is not None: raise ValueError(
+                f'{shown(path)} has two images with the key {shown(key)}')
+            image = file.read()
+    if image is not None: yield key,image,label
 
 # %% ../../nbs/engine/14_streams.ipynb #7c8a3baa
 def _arrow():
@@ -53,6 +72,7 @@ def _class_names(schema):
     words = json.loads((schema.metadata or {}).get(b'huggingface', b'{}'))
     return words.get('info', {}).get('features', {}).get('label', {}).get('names')
 
+# %% ../../nbs/engine/14_streams.ipynb #5e1b70c3
 def _from_parquet(path):
     with _arrow().ParquetFile(path) as file:
         names,columns = _class_names(file.schema_arrow),file.schema_arrow.names
@@ -60,8 +80,7 @@ def _from_parquet(path):
             f"{shown(path)} has no column 'image' among {', '.join(columns)}")
         columns = [o for o in ('image', 'label') if o in columns]
         parts = file.iter_batches(64, columns=columns)
-        rows = (o for part in parts for o in part.to_pylist())
-        for i,o in enumerate(rows):
+        for i,o in enumerate(o for part in parts for o in part.to_pylist()):
             image,label = o['image'],o.get('label')
             if isinstance(image, dict): image = image['bytes']
             if label is not None: label = names[label] if names else str(label)
@@ -73,17 +92,25 @@ def read_shard(
 )->Iterator: # Of key, bytes of the image, and label (str, or None)
     "The images of a shard, one after the other; nothing is unpacked"
     path = Path(path)
-    if path.suffix == '.parquet': yield from _from_parquet(path); return
-    try: yield from _from_tar(path)
-    except tarfile.TarError as e: raise ValueError(
-        f'{shown(path)} is not a complete tar file: {e}') from None
+    if path.suffix == '.tar': faults,read = tarfile.TarError,_from_tar
+    else:
+        _arrow()
+        from pyarrow import ArrowException as faults
+        read = _from_parquet
+    try: yield from read(path)
+    except faults as e: raise ValueError(f'{shown(path)} is not a complete '
+                                         f'{path.suffix[1:]} file: {e}') from None
 
 # %% ../../nbs/engine/14_streams.ipynb #56ce5dc6
 def _shards(source):
+    "The shards in a folder and in its subfolders"
     source = Path(source)
-    found = sorted(o for o in source.glob('*') if o.suffix in ('.tar', '.parquet'))
+    found = sorted(o for k in ('*.tar', '*.parquet', '*/*.tar', '*/*.parquet')
+                   for o in source.glob(k) if o.parent.name[:1] != '.')
     if found: return found
     raise FileNotFoundError(f'{shown(source)} has no shards (.tar or .parquet)')
+
+def _name(path, source): return '-'.join(path.relative_to(source).parts)
 
 def _fingerprint(learn, mirror):
     "What the features depend on besides the images"
@@ -92,33 +119,39 @@ def _fingerprint(learn, mirror):
         digest.update(k.encode() + v.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]
 
-def _batches(path, bs):
-    some = []
-    for o in read_shard(path):
-        some.append(o)
-        if len(some) == bs: yield some; some = []
-    if some: yield some
-
 # %% ../../nbs/engine/14_streams.ipynb #e17f876e
+def _batches(path, bs):
+    rows = read_shard(path)
+    while some := list(islice(rows, bs)): yield some
+
+def _readable(warp, rows):
+    "The rows whose images can be read, these images, and the other rows' keys"
+    def view(i, o):
+        try: return warp.middle(o[1])
+        except ImageError: return None
+    views = _each(view, rows)
+    good = [(o, v) for o,v in zip(rows, views) if v is not None]
+    return *map(list, zip(*good) if good else ((), ())), [
+        o[0] for o,v in zip(rows, views) if v is None]
+
+# %% ../../nbs/engine/14_streams.ipynb #5e1b70c4
 @torch.no_grad()
 def _one_shard(learn, model, path, bs):
     "Keys, labels and features of the shard's readable images, and the others' keys"
-    keys,labels,xs,bad = [],[],[],[]
+    rows,xs,bad = [],[],[]
     device,dtype = next(model.parameters()).device,_dtype_of(learn)
-    def view(i, o):
-        try: return learn.dls.valid.warp.middle(o[1])
-        except ImageError: return None
     for some in _batches(path, bs):
-        views = _each(view, some)
-        bad += [o[0] for o,v in zip(some, views) if v is None]
-        good = [o for o,v in zip(some, views) if v is not None]
+        good,views,unread = _readable(learn.dls.valid.warp, some)
+        bad += unread
+        rows += [(o[0], o[2]) for o in good]
         if not good: continue
-        x = torch.from_numpy(np.stack([v for v in views if v is not None]))
-        x = x.to(device).permute(0, 3, 1, 2).float()/255
+        x = torch.from_numpy(np.stack(views)).to(device).permute(0, 3, 1, 2).float()/255
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             xs.append(model(x).float().cpu().numpy())
-        keys += [o[0] for o in good]
-        labels += [o[2] for o in good]
+    twice = [o for o,n in Counter(o[0] for o in rows).items() if n > 1]
+    if twice: raise ValueError(f"{shown(path)} has {_count(len(twice), 'key')} more "
+                               f'than once: {_some(twice)}')
+    keys,labels = zip(*rows) if rows else ((), ())
     return keys,labels,np.concatenate(xs) if xs else np.zeros((0, 1), np.float32),bad
 
 # %% ../../nbs/engine/14_streams.ipynb #31e5eebb
@@ -138,6 +171,16 @@ def _done(path, about):
     raise ValueError(f'{shown(path)} holds features of another network or size: '
                      'choose another folder')
 
+# %% ../../nbs/engine/14_streams.ipynb #5e1b70c5
+def _write_shard(learn, model, path, to, about, bs):
+    "Write the features of a shard, unless they are there; the number of images"
+    if _done(to, about): return 0
+    keys,labels,x,bad = _one_shard(learn, model, path, bs)
+    if bad: print(f"{shown(path.name)}: {_count(len(bad), 'image')} can't be read: "
+                  f'{_some(bad, 5)}', file=sys.stderr)
+    _write_features(to, keys, labels, x, about)
+    return len(keys)
+
 # %% ../../nbs/engine/14_streams.ipynb #e4fd5112
 def shard_features(
     learn:Learner, # From `pets_learner`, with its linear head; left as it is
@@ -152,35 +195,102 @@ def shard_features(
     rank = int(os.getenv('RANK', 0) if rank is None else rank)
     world = int(os.getenv('WORLD_SIZE', 1) if world is None else world)
     if not 0 <= rank < world: raise ValueError(f'rank is {rank} of {world} processes')
-    out,n,about = Path(out),0,dict(fingerprint=_fingerprint(learn, mirror))
-    _arrow()
+    out,about = Path(out),dict(fingerprint=_fingerprint(learn, mirror))
     out.mkdir(parents=True, exist_ok=True)
     with _headless(learn.model, mirror), _evaluating(learn) as model:
-        for path in _shards(source)[rank::world]:
-            to = out/f'{path.name}.parquet'
-            if _done(to, about): continue
-            keys,labels,x,bad = _one_shard(learn, model, path, bs)
-            if bad: print(f'{shown(path.name)}: {len(bad)} images cannot be read: '
-                          f"{', '.join(map(shown, bad[:5]))}", file=sys.stderr)
-            _write_features(to, keys, labels, x, about)
-            n += len(keys)
-    return n
+        return sum(_write_shard(learn, model, path, out/f'{_name(path, source)}.parquet',
+                                about, bs) for path in _shards(source)[rank::world])
 
 # %% ../../nbs/engine/14_streams.ipynb #6c30d61c
+def _tables(files):
+    "Features, labels, and the number of the file that each row is from"
+    tables = [*map(_arrow().read_table, files)]
+    kinds = Counter(o.schema.metadata[b'fingerprint'] for o in tables if len(o))
+    if len(kinds) != 1: raise ValueError(
+        f'the files hold features of {len(kinds)} networks, not of one')
+    parts = [o['features'].combine_chunks() for o in tables if len(o)]
+    x = np.concatenate([o.flatten().to_numpy().reshape(len(o), -1) for o in parts])
+    labels = [o for t in tables for o in t['label'].to_pylist()]
+    n = labels.count(None)
+    if n: raise ValueError(f"{_count(n, 'image')} of {len(labels):,} without a label")
+    return torch.from_numpy(x),labels,np.repeat(np.arange(len(files)), [*map(len, tables)])
+
+# %% ../../nbs/engine/14_streams.ipynb #5e1b70c6
 def load_features(
     folder:str|Path, # What `shard_features` has written
 )->tuple: # Features (N,D), float32; targets (N,), int64; class names, sorted
     "The features of all shards, ready for `fit_head`"
     files = sorted(Path(folder).glob('*.parquet'))
     if not files: raise FileNotFoundError(f'{shown(folder)} holds no features')
-    tables = [o for o in map(_arrow().read_table, files) if len(o)]
-    kinds = Counter(o.schema.metadata[b'fingerprint'] for o in tables)
-    if len(kinds) != 1: raise ValueError(
-        f'{shown(folder)} holds features of {len(kinds)} networks, not of one')
-    parts = [o['features'].combine_chunks() for o in tables]
-    x = np.concatenate([o.flatten().to_numpy().reshape(len(o), -1) for o in parts])
-    labels = [o for t in tables for o in t['label'].to_pylist()]
-    if None in labels: raise ValueError(f'{labels.count(None)} images have no label')
+    x,labels,_ = _tables(files)
     classes = sorted(set(labels))
     at = {o: i for i,o in enumerate(classes)}
-    return torch.from_numpy(x),torch.tensor([at[o] for o in labels]),classes
+    return x,torch.tensor([at[o] for o in labels]),classes
+
+# %% ../../nbs/engine/14_streams.ipynb #5e1b70d2
+def _holds_shards(folder):
+    "Does the folder hold shards, and no image files?"
+    try: return bool(_shards(folder)) and not list_images(folder)
+    except FileNotFoundError: return False
+
+def _first(source, n=64):
+    "The first images that can be read, with the shorter side of each"
+    rows,sides = [],[]
+    for key,image,label in (o for path in _shards(source) for o in read_shard(path)):
+        if label is None: raise ValueError(f'{shown(key)} in {shown(source)} has no '
+            "label: expected a .cls or .txt beside an image, or a column 'label'")
+        try: sides.append(min(open_image(image).size))
+        except ImageError: continue
+        rows.append((image, label))
+        if len(rows) == n: break
+    return rows,sides
+
+# %% ../../nbs/engine/14_streams.ipynb #5e1b70d3
+def _stand_in(rows, classes, size):
+    "Loaders of a few images in memory"
+    files,labels = map(L, zip(*rows))
+    images = SimpleNamespace(files=files, labels=labels, classes=classes)
+    device,both = torch.device(default_device()),[range(len(rows))]*2
+    block = _block(images, both, size, False, Speed(), device)
+    return block.dataloaders(files, bs=len(rows), num_workers=0, device=device,
+                             drop_last=False)
+
+def _shards_learner(source, arch=None, weights='default', size=None, **kwargs):
+    "A learner for the images in shards; `fit_shards` finds their classes"
+    rows,sides = _first(source)
+    if not rows: raise ValueError(f'no image in {shown(source)} can be read')
+    if size is None: size = 80 if arch == 'small_network' else (
+        192 if np.median(sides) < 192 else 224)
+    dls = _stand_in(rows, sorted({o[1] for o in rows}), size)
+    return pets_learner(dls, arch, weights, **kwargs)
+
+# %% ../../nbs/engine/14_streams.ipynb #5e1b70d5
+def _part(path):
+    words = re.split('[^a-z]+', str(path).lower())
+    return next((_part_names[o] for o in words if o in _part_names), '')
+
+def _held_back(shards, at, labels, valid_pct, seed):
+    "Which images to test the head on"
+    parts = np.array([_part(o) for o in shards])
+    if 'train' in parts and {*parts} & {'valid', 'test'}:
+        return np.isin(parts, ['valid', 'test'])[at]
+    return _stratified(np.array(labels, object), valid_pct, seed)
+
+# %% ../../nbs/engine/14_streams.ipynb #5e1b70d6
+def _fit_shards(learn, source, out, valid_pct=0.2, seed=42):
+    "Fit the head of `learn` to the features in `out`; logits and targets held back"
+    shards = [o.relative_to(source) for o in _shards(source)]
+    files = [Path(out)/f'{_name(Path(source)/o, source)}.parquet' for o in shards]
+    x,labels,at = _tables(files)
+    classes,y = np.unique(np.array(labels, object), return_inverse=True)
+    held = torch.from_numpy(_held_back(shards, at, labels, valid_pct, seed))
+    y,classes = torch.from_numpy(y),classes.tolist()
+    head = fit_head(x[~held], y[~held], n_classes=len(classes))
+    logits = head(x[held]).detach()
+    loss = F.cross_entropy(logits, y[held]).item()
+    learn.history.rows.append({'frozen': True, 'train_loss': head.loss,
+        'valid_loss': loss, 'error_rate': (logits.argmax(1) != y[held]).float().mean().item()})
+    learn.model.set_submodule(_last_linear(learn.model), head.to(learn.dls.device))
+    learn.seeding.vocab = classes
+    learn.dls = _stand_in(_first(source)[0], classes, learn.dls.valid.warp.size)
+    return logits,y[held],int((~held).sum())

@@ -8,14 +8,17 @@ Docs: https://pets-nb.github.io/pets_nb/tools/cli.html.md"""
 __all__ = ['main']
 
 # %% ../../nbs/tools/03_cli.ipynb #41e9842c
-import argparse, glob, logging, os, re, shlex, shutil, signal, sys, tempfile, warnings
+import argparse, glob, logging, os, re, shlex, shutil, signal, sys, tempfile
+import time, warnings
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import datetime
 from itertools import count
 from json import dumps, loads
 from pathlib import Path
 import pets_nb
+
+_RANK = int(os.getenv('RANK', 0)) # which of several processes this is
 
 # %% ../../nbs/tools/03_cli.ipynb #4eb5f63a
 def _number(kind, low, high):
@@ -223,7 +226,8 @@ def _show_epochs(progress):
 # %% ../../nbs/tools/03_cli.ipynb #256b951d
 def _count_batches(learn, progress, passes=2):
     "Show the batches that the frozen body computes before any epoch"
-    left = [passes*-(-len(learn.dls.train_ds)//learn.dls.valid.bs)]
+    n = len(range(_RANK, len(learn.dls.train_ds), int(os.getenv('WORLD_SIZE', 1))))
+    left = [passes*-(-n//learn.dls.valid.bs)]
     progress.phase('Features of the training images', left[0])
     def count(*args):
         progress.step()
@@ -420,25 +424,48 @@ def _training_in(folder, learn, a):
     except FloatingPointError as e:
         if not learn.history.rows: raise
         raise FloatingPointError(f"{e}. That model: {_keep(learn, folder, a)}") from e
+    except RuntimeError as e:
+        if 'WORLD_SIZE' not in os.environ: raise
+        raise ConnectionError(f"another process has ended ({str(e)[:80]}); to resume, "
+            f"start them with train --resume {shlex.quote(str(folder))}") from e
     except KeyboardInterrupt:
         _complain(f"to resume: pets_nb train --resume {shlex.quote(str(folder))}")
         raise
 
+# %% ../../nbs/tools/03_cli.ipynb #b7a20e91
+def _together(a, folder):
+    "The learner, sets to test on, and the folder; the first process goes first"
+    from fastai.torch_core import distrib_barrier, num_distrib
+    from pets_nb.many_machines import Distributed
+    import torch.distributed as dist
+    if _RANK: distrib_barrier()
+    learn,held = _prepare(a)
+    need = 5*sum(o.nbytes for o in learn.model.state_dict().values()) + 2e7
+    if not (folder or _RANK): folder = _claim(a.out, dict(argv=_argv(a, True)), need)
+    if num_distrib()<2: return learn,held,folder
+    learn.add_cb(Distributed())
+    if not _RANK: distrib_barrier()
+    where = [folder]
+    dist.broadcast_object_list(where)
+    return learn,held,where[0]
+
 # %% ../../nbs/tools/03_cli.ipynb #a1727f85
 def _train(a):
     "Train a classifier of images, say how far to trust it, and keep it"
-    if int(os.getenv('WORLD_SIZE', 1))>1: raise ValueError("train runs as one "
-        "process: start it without accelerate launch or torchrun")
     folder = a.resume and Path(a.resume)
     if folder and (folder/'report.txt').is_file():
         return print((folder/'report.txt').read_text(encoding='utf-8'), end='')
     if folder: a = _resumed(folder)
     logging.getLogger('matplotlib').setLevel(logging.ERROR)
     import fastai.vision.all
+    from pets_nb.many_machines import process_group
     _working()
-    learn,held = _prepare(a)
-    need = 5*sum(o.nbytes for o in learn.model.state_dict().values()) + 2e7
-    folder = folder or _claim(a.out, dict(argv=_argv(a, True)), need)
+    with process_group(): _train_in(a, folder)
+
+def _train_in(a, folder):
+    "Train in `folder`, or in a new one; of several processes, the first one writes"
+    learn,held,folder = _together(a, folder)
+    if _RANK: return _fit(learn, a, folder/'checkpoints')
     with _training_in(folder, learn, a):
         _fit(learn, a, folder/'checkpoints')
         _keep(learn, folder, a)
@@ -572,7 +599,10 @@ class _Parser(argparse.ArgumentParser):
 def _complain(words, prog='pets_nb'):
     "Print one line on stderr"
     from pets_nb.engine.files import shown
-    print(f"{prog}: {shown(' '.join(str(words).split()))}", file=sys.stderr)
+    if _RANK and _stop['status']: return
+    if _RANK: time.sleep(20) # an error that the first process shares ends this one too
+    out = sys.__stderr__ if _RANK else sys.stderr
+    print(f"{prog}: {shown(' '.join(str(words).split()))}", file=out)
 
 # %% ../../nbs/tools/03_cli.ipynb #d07566e2
 def _parser():
@@ -600,7 +630,7 @@ def _stoppable():
         _stop['status'] = 128+number
         if os.getpid()!=owner: os._exit(128+number)
         if _stop['working']: raise KeyboardInterrupt
-        os.write(2, b'pets_nb: interrupted\n')
+        if not _RANK: os.write(2, b'pets_nb: interrupted\n')
         os._exit(128+number)
     _stop.update(working=False, status=None)
     try: old = {o: signal.signal(getattr(signal, o), stop) for o in names}
@@ -633,8 +663,9 @@ def main(
     "The `pets_nb` command; returns the exit status"
     for o in (sys.stdout, sys.stderr):
         if hasattr(o, 'reconfigure'): o.reconfigure(errors='replace')
-    status = 0
-    with _stoppable():
+    status,hushed = 0,open(os.devnull, 'w') if _RANK else None
+    with (redirect_stdout(hushed or sys.stdout), redirect_stderr(hushed or sys.stderr),
+          _stoppable()):
         try:
             status = _run(argv)
             print(end='', flush=True)
