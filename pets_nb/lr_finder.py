@@ -34,20 +34,19 @@ class RateSweep(Callback):
         self.rate = self.start*(self.end/self.start)**(len(self.rows)/self.num_it)
         self.opt.set_hyper('lr', np.asarray(self.rate).tolist())
 
-    def before_validate(self): raise CancelValidException()
+    def after_batch(self):
+        loss = self.learn.loss.detach().float().mean().cpu()
+        self.average = torch.lerp(loss, self.average, self.beta)
+        smooth = (self.average/(1-self.beta**(len(self.rows)+1))).item()
+        self.rows.append((float(np.ravel(self.rate)[-1]), loss.item(), smooth))
+        if not math.isfinite(smooth): self.stopped = f'the loss became {smooth}'
+        elif self.stop_div and smooth>4*min(o[2] for o in self.rows):
+            self.stopped = 'the loss exploded'
+        elif len(self.rows)==self.num_it:
+            self.stopped = f'all {self.num_it} batches used'
+        if self.stopped: raise CancelFitException()
 
-# %% ../nbs/06_lr_finder.ipynb #50be736a
-@patch
-def after_batch(self:RateSweep):
-    loss = self.learn.loss.detach().float().mean().cpu()
-    self.average = torch.lerp(loss, self.average, self.beta)
-    smooth = (self.average/(1-self.beta**(len(self.rows)+1))).item()
-    self.rows.append((float(np.ravel(self.rate)[-1]), loss.item(), smooth))
-    if not math.isfinite(smooth): self.stopped = f'the loss became {smooth}'
-    elif self.stop_div and smooth>4*min(o[2] for o in self.rows):
-        self.stopped = 'the loss exploded'
-    elif len(self.rows)==self.num_it: self.stopped = f'all {self.num_it} batches used'
-    if self.stopped: raise CancelFitException()
+    def before_validate(self): raise CancelValidException()
 
 # %% ../nbs/06_lr_finder.ipynb #06e7ae48
 def sweep_rates(

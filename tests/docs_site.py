@@ -5,6 +5,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 NBS = ROOT/'nbs'
+sys.path.insert(0, str(ROOT/'.ci'))
+from complete import summary
+
 settings = ConfigParser(delimiters=['='])
 settings.read(ROOT/'settings.ini', encoding='utf-8')
 settings = settings['DEFAULT']
@@ -87,7 +90,7 @@ def output_markdown(output, alt, folder, stem):
 def page_markdown(path, folder, links):
     "The Markdown that Quarto would make of a processed notebook, its blocks nested as Quarto nests them"
     meta = frontmatter(path)
-    parts = [f"# {meta['title']}\n\n{meta.get('description', '')}\n" if 'title' in meta else '']
+    parts = [f":::: {{#title-block-header}}\n# {meta['title']}\n\n::: {{.description}}\n{meta.get('description', '')}\n:::\n::::\n" if 'title' in meta else '']
     for i,cell in enumerate(cells(path)):
         if cell.cell_type=='markdown': parts.append(cell.source)
         elif cell.cell_type=='code':
@@ -95,8 +98,9 @@ def page_markdown(path, folder, links):
             if opt.get('include') is False: continue
             asis,inner = opt.get('output')=='asis',[]
             if code and opt.get('echo') is not False:
-                shown = fenced(code, '{.python .cell-code}')
-                inner.append(f"<details><summary>{opt.get('code-summary', 'Code')}</summary>\n{shown}\n</details>" if opt.get('code-fold') in (True, 'show') else shown)
+                shown,fold = fenced(code, '{.python .cell-code}'),opt.get('code-fold')
+                head = summary(code) if fold=='show' else opt.get('code-summary', 'Code')
+                inner.append(f"<details><summary>{head}</summary>\n{shown}\n</details>" if fold in (True, 'show') else shown)
             alts = opt.get('fig-alt')
             for j,o in enumerate(cell.get('outputs', []) if opt.get('output') is not False else []):
                 alt = alts[j] if isinstance(alts, list) and j<len(alts) else None if isinstance(alts, list) else alts
@@ -109,11 +113,11 @@ def page_markdown(path, folder, links):
 SHELL = '''<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
 <link rel="icon" href="{up}assets/favicon.png"><style>{shell}</style><link rel="stylesheet" href="{up}styles.css"></head>
-<body class="quarto-light"><header><a href="{up}index.html">pets_nb</a></header><main>{body}</main></body></html>'''
+<body class="quarto-light"><header><a href="{up}index.html">pets_nb</a></header><main class="content">{body}</main></body></html>'''
 
 # What of Quarto's themes cosmo and darkly matters here: measures, the colours of text, links, code and grounds.
 SHELL_CSS = '''
-* { box-sizing: border-box } body { margin: 0; font: 17px/1.5 sans-serif; background: #fff; color: #373a3c }
+* { box-sizing: border-box } html { font-size: 17px } body { margin: 0; font: 1rem/1.5 "Source Sans 3", sans-serif; background: #fff; color: #373a3c }
 header { background: #00588a; padding: .8em 1em } header a { color: #fff } main { max-width: 820px; margin: 0 auto; padding: 0 14px }
 a { color: #00588a } code, pre { font: .875em monospace; background: #f3f4f6 } :not(pre) > code { color: #6b1a99 } pre { padding: .5em } pre code { font-size: 1em; background: none; white-space: pre }
 blockquote { margin: 0 0 1em; padding-left: 1em; border-left: 4px solid #ccc } table { border-collapse: collapse }
@@ -140,7 +144,8 @@ def render_with_pandoc(site):
 
 @functools.cache
 def rendered():
-    "The folder of the site"
+    "The folder of the site; PETS_NB_SITE names one that .ci/site has built"
+    if built := os.environ.get('PETS_NB_SITE'): return Path(built).resolve()
     site = workdir()/'site'
     if quarto():
         env = os.environ | {'PATH': f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", 'OMP_NUM_THREADS': '1'}
