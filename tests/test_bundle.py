@@ -54,10 +54,10 @@ def test_card(saved):
 @pytest.mark.parametrize('change', [dict(size=0), dict(size=20_000), dict(std=[0, 1, 1]), dict(classes=['a', 'a']),
     dict(classes=['a', None]), dict(classes=['a']), dict(mean=[1, 2]), dict(size='64'), dict(size=True), dict(temperature=0),
     dict(arch='x; rm'), dict(format=3), dict(weights={}), dict(weights=dict(sha256='z')), dict(metrics=[]), dict(head='other')])
-def test_our_check_agrees_with_jsonschema(saved, change):
+def test_words_against_the_schema_are_found(saved, change):
     about = json.loads((saved/'model.json').read_text()) | change
-    assert bundle._faults(about, BUNDLE_SCHEMA)
-    assert not jsonschema.Draft202012Validator(BUNDLE_SCHEMA).is_valid(about)
+    faults = bundle._faults(about)
+    assert faults and all(next(iter(change)) in o and len(o) < 120 for o in faults)
 
 def test_existing_folders_are_left_alone(learn, saved):
     with pytest.raises(FileExistsError): save_bundle(learn, saved)
@@ -70,7 +70,7 @@ def test_nan_weights_are_not_saved(learn, tmp_path):
     kept = weight[0,0].clone()
     weight[0,0] = float('nan')
     try:
-        with pytest.raises(ValueError, match='not finite'): save_bundle(learn, tmp_path/'m')
+        with pytest.raises(ValueError, match='NaN or infinite'): save_bundle(learn, tmp_path/'m')
     finally: weight[0,0] = kept
     assert not list(tmp_path.iterdir())
 
@@ -137,7 +137,7 @@ def test_damaged_words_are_refused_in_one_line(saved, words):
 
 def test_a_huge_network_is_refused_before_it_is_built(saved):
     change(saved, classes=[f'c{i}' for i in range(100_001)])
-    with pytest.raises(ValueError, match='entries'): Predictor(saved)
+    with pytest.raises(ValueError, match='maxItems 100000'): Predictor(saved)
     change(saved, classes=[f'c{i}' for i in range(90_000)])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match="don't fit"): Predictor(saved)
@@ -166,7 +166,7 @@ def test_weights_of_another_type_are_refused(saved, dtype):
 def test_nan_weights_are_refused(saved):
     def edit(state): state['1.2.weight'][0,0] = float('inf')
     resave(saved, edit)
-    with pytest.raises(ValueError, match='not finite'): Predictor(saved)
+    with pytest.raises(ValueError, match='NaN or infinite'): Predictor(saved)
 
 @pytest.mark.parametrize('damage', ['short', 'header', 'empty'])
 def test_half_weights_are_refused(saved, damage):
@@ -268,16 +268,3 @@ def test_none_of_these_is_reported(saved, learn):
     change(saved, none_of_these=dict(threshold=1e5, false_alarms=0.05, n=100))
     found = Predictor(saved).predict(learn.dls.valid_ds.items[0])
     assert not found[0]['known'] and not found.table.known.any()
-
-# format 1
-
-def test_bundles_of_the_first_edition(learn, saved, path, tmp_path):
-    "A bundle as the first edition wrote it: fastai's head, other words, no checksum"
-    old = pets_learner(pets_dls(path, size=64, bs=8, verbose=False), precision='float32', verbose=False, head='fastai')
-    save_file({k: v.contiguous() for k,v in old.model.state_dict().items()}, saved/'model.safetensors')
-    words = dict(format=1, architecture='small_network', breeds=list(old.dls.vocab), item_size=131, size=64, one_reading=True,
-                 mean=[.485, .456, .406], std=[.229, .224, .225], seed=1, n_train=1, n_valid=1, history=[], saved='2026-01-01', versions={})
-    (saved/'model.json').write_text(json.dumps(words))
-    found = Predictor(saved).predict(list(old.dls.valid_ds.items), None)
-    with quiet(old): expected,_ = old.get_preds()
-    assert (probabilities(found, old.dls.vocab)-expected).abs().max() < 1e-4

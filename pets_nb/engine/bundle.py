@@ -7,95 +7,69 @@ Docs: https://pets-nb.github.io/pets_nb/engine/bundle.html.md"""
 # %% auto #0
 __all__ = ['BUNDLE_SCHEMA', 'save_bundle', 'Predictor']
 
-# %% ../../nbs/engine/11_bundle.ipynb #819130ab
-import hashlib, html, json, math, os, platform, re, sys, tempfile
+# %% ../../nbs/engine/11_bundle.ipynb #f6839c03
+import hashlib, html, json, math, os, platform, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from importlib import import_module
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 import numpy as np, pets_nb, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes, save as tensors_to_bytes
 from .files import (ImageError, atomic_path, config_folder, list_images,
                                   shown, write_json)
 
-# %% ../../nbs/engine/11_bundle.ipynb #99d85b22
+# %% ../../nbs/engine/11_bundle.ipynb #7c39712a
 def _number(low, high): return dict(type='number', minimum=low, maximum=high)
 def _whole(low, high): return dict(type='integer', minimum=low, maximum=high)
 def _text(pattern='', length=200):
     return dict(type='string', pattern=pattern, minLength=1, maxLength=length)
+def _list(items, low, high, **kwargs):
+    return dict(type='array', minItems=low, maxItems=high, items=items, **kwargs)
 def _record(required='', **properties):
     return dict(type='object', required=required.split(), properties=properties)
 
-_optional = ['number', 'null']
-_channels = dict(type='array', minItems=3, maxItems=3)
-
+# %% ../../nbs/engine/11_bundle.ipynb #6ea6241b
 BUNDLE_SCHEMA = {'$schema': 'https://json-schema.org/draft/2020-12/schema',
     'title': 'model.json of a pets_nb bundle, format 2',
     **_record('format arch head classes size item_size resampling mean std temperature '
               'weights', format=dict(enum=[2]), arch=_text(r'^[\w.]+$'),
         head=dict(enum=['linear', 'fastai']), origin=_text(length=2000),
         library=_record('name version', name=_text(), version=_text()),
-        classes=dict(type='array', minItems=2, maxItems=100_000, uniqueItems=True,
-                     items=_text()),
+        classes=_list(_text(), 2, 100_000, uniqueItems=True),
         size=_whole(32, 2048), item_size=_whole(32, 8192),
         resampling=dict(enum=['one warp', 'fastai']),
-        mean=_channels | dict(items=_number(-10, 10)),
-        std=_channels | dict(items=_number(1e-3, 100)),
-        temperature=_number(0.01, 100), mirror=dict(enum=[False, True]),
+        mean=_list(_number(-10, 10), 3, 3), std=_list(_number(1e-3, 100), 3, 3),
+        temperature=_number(0.01, 100), mirror=dict(type='boolean'),
         none_of_these=_record('threshold false_alarms n', threshold=_number(-1e6, 1e6),
             false_alarms=_number(0, 1), n=_whole(1, 10**12)),
         metrics=_record(), recipe=_record(), data=_record(), versions=_record(),
-        history=dict(type='array', items=_record()), saved=_text(),
+        history=_list(_record(), 0, 10**6), saved=_text(),
         weights=_record('sha256', sha256=_text('^[0-9a-f]{64}$')))}
 
-# %% ../../nbs/engine/11_bundle.ipynb #f2588a19
-_types = dict(object=dict, array=list, string=str, number=(int, float), integer=int)
+# %% ../../nbs/engine/11_bundle.ipynb #02ce9855
+def _faults(about):
+    "What in `about` is against `BUNDLE_SCHEMA`, in at most five lines"
+    from jsonschema import Draft202012Validator
+    def line(e):
+        at = '.'.join(map(str, e.path)) or 'model.json'
+        expected = f'expected {e.validator} {e.validator_value}'
+        return shown(f'{at}: {e.message if len(e.message) < 80 else expected}')
+    errors = Draft202012Validator(BUNDLE_SCHEMA).iter_errors(about)
+    return [line(o) for o in islice(errors, 5)]
 
-def _faults(data, schema, at='it'):
-    "What in `data` is against `schema`, in words"
-    if 'enum' in schema and data not in schema['enum']:
-        expected = ' or '.join(map(str, schema['enum']))
-        return [f"{at} is {shown(f'{data!r:.40}')}, expected {expected}"]
-    kind = schema.get('type')
-    if kind and (isinstance(data, bool) or not isinstance(data, _types[kind])):
-        return [f'{at} is a {type(data).__name__}, expected {kind}']
-    if kind == 'string': return _text_faults(data, schema, at)
-    if kind in ('number', 'integer'):
-        low,high = schema.get('minimum', -math.inf),schema.get('maximum', math.inf)
-        if low <= data <= high: return []
-        return [f'{at} is {data}, expected {low} to {high}']
-    if kind == 'array': return _list_faults(data, schema, at)
-    found = [f'{at} has no {o!r}' for o in schema.get('required', []) if o not in data]
-    known = {k: o for k,o in schema.get('properties', {}).items() if k in data}
-    return found + [f for k,o in known.items() for f in _faults(data[k], o, k)]
-
-# %% ../../nbs/engine/11_bundle.ipynb #e6a49dd5
-def _text_faults(data, schema, at):
-    low,high = schema.get('minLength', 0),schema.get('maxLength', math.inf)
-    if not low <= len(data) <= high: return [f'{at} has {len(data)} characters']
-    if re.search(schema.get('pattern', ''), data): return []
-    return [f'{at} is {shown(f"{data!r:.40}")}']
-
-def _list_faults(data, schema, at):
-    low,high = schema.get('minItems', 0),schema.get('maxItems', math.inf)
-    if not low <= len(data) <= high: return [f'{at} has {len(data)} entries']
-    item = schema.get('items', {})
-    found = [f for o in data for f in _faults(o, item, f'one of {at}')]
-    if not found and schema.get('uniqueItems') and len(set(data)) < len(data):
-        found = [f'{at} has entries that are repeated']
-    return found[:3]
-
-# %% ../../nbs/engine/11_bundle.ipynb #38d525e5
+# %% ../../nbs/engine/11_bundle.ipynb #ef2c69fb
 def _temperature(logits, y):
     "The temperature with the lowest cross-entropy"
     from scipy.optimize import minimize_scalar
     loss = lambda t: F.cross_entropy(logits/math.exp(t), y).item()
     return math.exp(minimize_scalar(loss, bounds=(-2.3, 2.3), method='bounded').x)
 
+# %% ../../nbs/engine/11_bundle.ipynb #772f0877
 def _none_of_these(logits, share=0.05):
     "The threshold for images of no known class, and how often a known one is below it"
     n = len(logits)
@@ -104,16 +78,17 @@ def _none_of_these(logits, share=0.05):
     threshold = logits.logsumexp(1).sort().values[k-1].item()
     return dict(none_of_these=dict(threshold=threshold, false_alarms=k/(n+1), n=n))
 
+# %% ../../nbs/engine/11_bundle.ipynb #857cbd73
 def _metrics(logits, y, temperature):
     "The error with its 95 % interval (Wilson), and cross-entropies"
     from scipy.stats import binomtest
     wrong,n = int((logits.argmax(1)!=y).sum()),len(y)
-    ends = binomtest(wrong, n).proportion_ci(method='wilson')
+    low,high = map(float, binomtest(wrong, n).proportion_ci(method='wilson'))
     before,after = (F.cross_entropy(logits/t, y).item() for t in (1, temperature))
-    return dict(set='validation', n=n, error=wrong/n, error_low=ends.low,
-                error_high=ends.high, loss=before, loss_calibrated=after)
+    return dict(set='validation', n=n, error=wrong/n, error_low=low, error_high=high,
+                loss=before, loss_calibrated=after)
 
-# %% ../../nbs/engine/11_bundle.ipynb #17b368c5
+# %% ../../nbs/engine/11_bundle.ipynb #9d18e8b3
 def _judged(learn):
     "Metrics, temperature and threshold, from the validation set"
     from pets_nb.engine.learner import get_logits
@@ -124,83 +99,74 @@ def _judged(learn):
     t = _temperature(logits, y)
     return dict(temperature=t, metrics=_metrics(logits, y, t), **_none_of_these(logits))
 
+# %% ../../nbs/engine/11_bundle.ipynb #d9a90c9a
 def _fingerprint(dls):
     "How many images there were, and a hash of their names, sizes and parts"
-    lines = []
-    for part,dl in zip(('train', 'valid', 'test'), dls.loaders):
-        for o in getattr(dl.dataset, 'items', []):
-            is_file = isinstance(o, (str, Path)) and os.path.exists(o)
-            name,size = (Path(o).name, os.path.getsize(o)) if is_file else (type(o), 0)
-            lines.append(f'{part}\t{name}\t{size}')
+    lines = [f'{part}\t{Path(o).name}\t{os.path.getsize(o)}'
+             for part,dl in zip(('train', 'valid', 'test'), dls.loaders)
+             for o in getattr(dl.dataset, 'items', [])
+             if isinstance(o, (str, Path)) and os.path.exists(o)]
     text = '\n'.join(sorted(lines)).encode('utf-8', 'surrogateescape')
     return dict(train=len(dls.train_ds), valid=len(dls.valid_ds),
                 fingerprint=hashlib.sha256(text).hexdigest())
 
-# %% ../../nbs/engine/11_bundle.ipynb #8c529f02
+# %% ../../nbs/engine/11_bundle.ipynb #622878af
 def _views(dls):
     "How an image of the validation set becomes the network's input"
     fs = [*dls.valid.after_item.fs, *dls.valid.after_batch.fs]
-    named = lambda *names: next((o for o in fs if type(o).__name__ in names), None)
-    if once := named('OneWarp'):
-        return dict(size=once.size, item_size=once.item_size, resampling='one warp')
-    resize,crop = named('Resize'),named('RandomResizedCropGPU')
-    if resize is None: raise ValueError(
+    once,resize,crop = (next((o for o in fs if type(o).__name__==k), None)
+                        for k in ('OneWarp', 'Resize', 'RandomResizedCropGPU'))
+    if not once and not resize: raise ValueError(
         'the images of this learner are not resized as pets_dls does it')
-    first = int(resize.size[0])
-    size = int(crop.size[0]) if crop else first
-    return dict(size=size, item_size=first, resampling='fastai')
+    last,first = (once.size,once.item_size) if once else (
+        int((crop or resize).size[0]),int(resize.size[0]))
+    return dict(size=last, item_size=first, resampling='one warp' if once else 'fastai')
 
-def _library(arch):
-    "The library that an architecture is from"
-    if arch == 'small_network': return dict(name='pets_nb', version=pets_nb.__version__)
-    from torchvision.models import list_models
-    import torchvision
-    name = 'torchvision' if arch in list_models(module=torchvision.models) else 'timm'
-    return dict(name=name, version=version(name))
-
-# %% ../../nbs/engine/11_bundle.ipynb #2208cf8f
+# %% ../../nbs/engine/11_bundle.ipynb #0a53cbb2
 def _about(learn, extra):
     "Everything that is no weight, as plain data"
+    from pets_nb.engine.networks import _library
     model = learn.model
     if not hasattr(model, 'arch'):
         raise ValueError('only a learner from pets_learner can be saved as a bundle')
     n_linear = sum(isinstance(o, torch.nn.Linear) for o in model[1].modules())
     history = learn.history.table.reset_index() if hasattr(learn, 'history') else None
-    libraries = ('fastai', 'torch', 'torchvision', 'safetensors')
-    return dict(format=2, arch=model.arch, library=_library(model.arch),
-        origin=model.origin, mirror=model.mirror, head='linear' if n_linear==1 else 'fastai',
+    library = _library(model.arch)
+    others = {o: version(o) for o in ('fastai', 'torch', 'torchvision', 'safetensors')}
+    return dict(format=2, arch=model.arch, origin=model.origin, mirror=model.mirror,
+        library=dict(name=library, version=import_module(library).__version__),
+        head='linear' if n_linear==1 else 'fastai',
         classes=[str(o) for o in learn.dls.vocab], **_views(learn.dls),
         mean=model.mean.flatten().tolist(), std=model.std.flatten().tolist(),
         **_judged(learn), data=_fingerprint(learn.dls), recipe=extra,
         history=[] if history is None else history.to_dict('records'),
         versions=dict(pets_nb=pets_nb.__version__, python=platform.python_version(),
-                      **{o: version(o) for o in libraries}),
+                      **others),
         saved=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
-# %% ../../nbs/engine/11_bundle.ipynb #66537eb5
+# %% ../../nbs/engine/11_bundle.ipynb #ee20f5b8
 def _card(about):
     "A model card in Markdown"
     m,data,none = (about.get(o) or {} for o in ('metrics', 'data', 'none_of_these'))
-    names = ', '.join(about['classes'][:50]) + ', ...'*(len(about['classes']) > 50)
-    parts = [f"# {about['arch']}, {len(about['classes'])} classes", '',
-        f"An image classifier trained with pets_nb {about['versions']['pets_nb']}, "
-        f"saved {about['saved']}. Body: {about['origin']}.", '',
-        '## Use', '', '```python', 'from pets_nb.engine.bundle import Predictor',
-        "Predictor('this_folder').predict('photo.jpg')", '```', '',
-        f"Images are cut to their middle square and resized to {about['size']} px.", '']
-    if m: parts += ['## Error', '', f"{m['error']:.1%} of {m['n']:,} validation images "
-        f"(95 % interval {m['error_low']:.1%} to {m['error_high']:.1%}). Temperature "
-        f"{about['temperature']:.2f}, fitted on the same images.", '']
-    if none: parts += ['Images in which the network recognises little are marked '
-        f"unknown, and so are {none['false_alarms']:.1%} of known ones.", '']
-    parts += ['## Data', '', f"{data.get('train', 0):,} training and "
-        f"{data.get('valid', 0):,} validation images; fingerprint "
-        f"`{data.get('fingerprint', '')[:16]}`.", '',
-        '## Classes', '', names, '', '## Recipe', '', '```json',
-        json.dumps(about['recipe'], indent=1, default=str), '```', '']
-    return '\n'.join(parts)
+    names,use = about['classes'],"Predictor('this_folder').predict('photo.jpg')"
+    parts = {'Use': f"`pets_nb.engine.bundle.{use}` cuts images to their middle square "
+                    f"and resizes it to {about['size']} px."}
+    if m: parts['Error'] = (f"{m['error']:.1%} of {m['n']:,} validation images (95 % "
+        f"interval {m['error_low']:.1%} to {m['error_high']:.1%}). Temperature "
+        f"{about['temperature']:.2f}, fitted on the same images.")
+    if none: parts['Unknown'] = ('Images in which the network recognises little are '
+        f"marked unknown, and so are {none['false_alarms']:.1%} of known ones.")
+    parts['Data'] = (f"{data['train']:,} training and {data['valid']:,} validation "
+                     f"images; fingerprint `{data['fingerprint'][:16]}`.")
+    parts['Classes'] = ', '.join(names[:50]) + ', ...'*(len(names) > 50)
+    recipe = json.dumps(about['recipe'], indent=1, default=str)
+    parts['Recipe'] = f'```json\n{recipe}\n```\n'
+    head = (f"# {about['arch']}, {len(names)} classes\n\nAn image classifier trained "
+            f"with pets_nb {about['versions']['pets_nb']}, saved {about['saved']}. "
+            f"Body: {about['origin']}.")
+    return '\n\n'.join([head, *(f'## {k}\n\n{v}' for k,v in parts.items())])
 
-# %% ../../nbs/engine/11_bundle.ipynb #eabbfeeb
+# %% ../../nbs/engine/11_bundle.ipynb #051fb2bd
 def _write(folder, about, weights):
     "Write the three files, all or none"
     folder = Path(folder).expanduser()
@@ -209,40 +175,35 @@ def _write(folder, about, weights):
     with atomic_path(folder) as part:
         part.mkdir()
         write_json(part/'model.json', about)
-        for name,data in (('README.md', _card(about).encode('utf-8', 'replace')),
-                          ('model.safetensors', weights)):
-            with (part/name).open('wb') as f:
-                f.write(data); f.flush(); os.fsync(f.fileno())
+        (part/'README.md').write_text(_card(about), encoding='utf-8', errors='replace')
+        with atomic_path(part/'model.safetensors') as f: f.write_bytes(weights)
     return folder
 
-# %% ../../nbs/engine/11_bundle.ipynb #041948f5
+# %% ../../nbs/engine/11_bundle.ipynb #a319eabd
 def save_bundle(
     learn, # A trained learner from `pets_learner`
     folder:str|Path, # A folder that doesn't exist yet, or is empty
     **extra # What else to record about the run, as plain data; stored as the recipe
 )->Path: # The folder; another one if it could not be written to
     "Save a model as a bundle; `ValueError` if it has weights that are not finite"
+    from pets_nb.engine.networks import _usable
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise FileExistsError(f'{shown(folder)} is there already: choose another name')
-    state = {k: v.detach().cpu().contiguous().clone()
-             for k,v in learn.model.state_dict().items()}
-    state = {k: v.float() if v.is_floating_point() else v for k,v in state.items()}
-    bad = [k for k,v in state.items() if not v.isfinite().all()]
-    if bad: raise ValueError(f'{len(bad)} tensors are not finite, such as {bad[0]}')
+    state = _usable({k: v.detach().cpu().contiguous().clone()
+                     for k,v in learn.model.state_dict().items()}, 'this model')
     about,weights = _about(learn, extra),tensors_to_bytes(state)
     about['weights'] = dict(file='model.safetensors', bytes=len(weights),
                             sha256=hashlib.sha256(weights).hexdigest())
-    faults = _faults(about, BUNDLE_SCHEMA)
-    if faults: raise ValueError(f"this model can't be saved: {'; '.join(faults[:5])}")
+    if faults := _faults(about):
+        raise ValueError(f"this model can't be saved: {'; '.join(faults)}")
     return _write_somewhere(folder, about, weights)
 
-# %% ../../nbs/engine/11_bundle.ipynb #d730ae39
+# %% ../../nbs/engine/11_bundle.ipynb #f2182c01
 def _write_somewhere(folder, about, weights):
     "Write to `folder`, or else to the first other place that works"
-    spare = f'{folder.name}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}'
-    others = [Path(o)/spare for o in (config_folder('model'), tempfile.gettempdir())]
-    why = []
+    spare,why = f'{folder.name}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}',[]
+    others = (Path(o)/spare for o in (config_folder('model'), tempfile.gettempdir()))
     for place in (folder, *others):
         try: done = _write(place, about, weights)
         except OSError as e: why.append(f'{shown(place)}: {e.strerror or e}')
@@ -252,7 +213,7 @@ def _write_somewhere(folder, about, weights):
     if why: print(f'{why[0]}. The model is in {shown(done)} instead', file=sys.stderr)
     return done
 
-# %% ../../nbs/engine/11_bundle.ipynb #4bf167d8
+# %% ../../nbs/engine/11_bundle.ipynb #fbd32de8
 def _refuse(folder, why):
     raise ValueError(f'{shown(folder)} holds no usable model: {why}')
 
@@ -264,77 +225,45 @@ def _read_about(folder):
         f"{shown(folder)} is no model: {' and '.join(missing)} not found there. "
         '`pets_nb train` or save_bundle makes one')
     if file.stat().st_size > 2**24: _refuse(folder, 'model.json is too large')
-    try: about = json.loads(file.read_text(encoding='utf-8'))
+    try:
+        text = file.read_text(encoding='utf-8')
+        about = json.loads(text, parse_constant=lambda o: None) # NaN and infinity
+        faults = _faults(about)
     except (ValueError, RecursionError) as e:
         _refuse(folder, f'model.json is damaged ({e})'[:200])
-    if isinstance(about, dict) and about.get('format') == 1:
-        about = _from_format_1(about)
-    schema = BUNDLE_SCHEMA
-    if isinstance(about, dict) and about.pop('first edition', False):
-        schema = schema | dict(required=[o for o in schema['required'] if o!='weights'])
-    faults = _faults(about, schema, 'model.json')
-    if faults: _refuse(folder, '; '.join(faults[:5]))
+    if faults: _refuse(folder, '; '.join(faults))
     return about
 
-def _from_format_1(old):
-    "The words of a bundle of the first edition as those of format 2"
-    get,same = old.get,'mean std history saved versions size item_size'.split()
-    return {'first edition': True, 'format': 2, 'arch': get('architecture'),
-        'head': 'fastai', 'classes': get('breeds'), 'temperature': 1.,
-        'resampling': 'one warp' if get('one_reading') else 'fastai',
-        **{k: old[k] for k in same if k in old}}
+# %% ../../nbs/engine/11_bundle.ipynb #94879857
+def _read_state(folder, about):
+    "The weights of a bundle, if they are those that its words describe"
+    from pets_nb.engine.networks import _usable
+    data = (folder/'model.safetensors').read_bytes()
+    if hashlib.sha256(data).hexdigest() != about['weights']['sha256']: _refuse(folder,
+        "model.safetensors is damaged: it doesn't have the checksum in model.json")
+    try: return _usable(tensors_from_bytes(data), folder/'model.safetensors')
+    except SafetensorError as e: _refuse(folder, f'its weights are damaged ({e})'[:200])
 
-# %% ../../nbs/engine/11_bundle.ipynb #e8d714f7
-def _misfits(folder, model):
-    "What in the header of the weights file does not fit `model`"
-    try:
-        with safe_open(folder/'model.safetensors', 'pt') as f:
-            parts = {k: f.get_slice(k) for k in f.keys()}
-            found = {k: (o.get_shape(), o.get_dtype()) for k,o in parts.items()}
-    except Exception as e: return [f'model.safetensors is damaged ({e})'[:200]]
-    own = model.state_dict()
-    faults = [f'{k} is missing' for k in own if k not in found]
-    faults += [f'{k} is unknown' for k in found if k not in own]
-    for k,(shape,dtype) in found.items():
-        if k not in own: continue
-        same_kind = own[k].is_floating_point()==(dtype in ('F16', 'BF16', 'F32'))
-        if list(shape)!=list(own[k].shape) or not same_kind or dtype.startswith('C'):
-            faults.append(f'{k} is {dtype} {shape}, expected {list(own[k].shape)}')
-    return faults
-
-# %% ../../nbs/engine/11_bundle.ipynb #130eab23
+# %% ../../nbs/engine/11_bundle.ipynb #84b965d3
 def _load_model(folder, about):
     "The network that the words describe, with its weights"
-    from pets_nb.engine.networks import network
-    n = len(about['classes'])
-    def build(): return network(about['arch'], n, 'none', about['head'])
+    from pets_nb.engine.networks import _channels, network
+    arch,n = about['arch'],len(about['classes'])
+    def build(): return network(arch, n, 'none', about['head'])
     try:
         with torch.device('meta'): model = build()
-    except (ValueError, ImportError) as e: _refuse(folder, str(e))
-    if faults := _misfits(folder, model):
-        what = f"{len(faults)} tensors don't fit {about['arch']}"
-        _refuse(folder, f"{what}: {'; '.join(faults[:3])}")
-    data = (folder/'model.safetensors').read_bytes()
-    expected = about.get('weights', {}).get('sha256')
-    if expected not in (None, hashlib.sha256(data).hexdigest()):
-        _refuse(folder, "model.safetensors doesn't have the checksum in model.json")
-    state = tensors_from_bytes(data)
-    state = {k: v.float() if v.is_floating_point() else v for k,v in state.items()}
-    bad = [k for k,v in state.items() if not v.isfinite().all()]
-    if bad: _refuse(folder, f'{len(bad)} tensors are not finite, such as {bad[0]}')
-    return _filled(model, state, about, build)
-
-# %% ../../nbs/engine/11_bundle.ipynb #c24aa13e
-def _filled(model, state, about, build):
-    "`model` with its weights; built anew if it has numbers that are not in the file"
-    model.load_state_dict(state, assign=True)
-    buffers = {n for n,o in model.named_buffers() if o.is_meta} - {'mean', 'std'}
-    if buffers:
-        model = build()
+    except (ValueError, ImportError) as e: _refuse(folder, e)
+    state = _read_state(folder, about)
+    try: model.load_state_dict(state, assign=True)
+    except RuntimeError as e:
+        why = ' '.join(str(e).split())
+        _refuse(folder, f"its weights don't fit {arch}: {why}"[:400])
+    for k in ('mean', 'std'): setattr(model, k, _channels(about[k]))
+    if any(o.is_meta for o in model.buffers()): # with numbers that are not in the file
+        stats,model = (model.mean, model.std),build()
         model.load_state_dict(state)
+        model.mean,model.std = stats
     model.mirror = about.get('mirror', False)
-    for k in ('mean', 'std'):
-        setattr(model, k, torch.tensor(about[k]).float().view(1, -1, 1, 1))
     return model.eval().requires_grad_(False)
 
 # %% ../../nbs/engine/11_bundle.ipynb #d333f03b
@@ -358,11 +287,18 @@ def _fastai_pixels(x, size, item_size):
         x = RandomResizedCropGPU(size)(TensorImage(x).float()[None], split_idx=1)[0]
     return x.permute(1, 2, 0).numpy()
 
-# %% ../../nbs/engine/11_bundle.ipynb #dbf56416
+# %% ../../nbs/engine/11_bundle.ipynb #23165a1f
 def _name(item, i):
     "What to call an item in the answer"
     return shown(item) if isinstance(item, (str, os.PathLike)) else f'image {i}'
 
+def _files_in(folder):
+    "The images in a folder, or the reason why there are none"
+    try: files = list_images(folder)
+    except OSError as e: files = [ImageError(f'{shown(folder)}: {e.strerror}')]
+    return files or [ImageError(f'{shown(folder)}: a folder without images')]
+
+# %% ../../nbs/engine/11_bundle.ipynb #79bffb05
 def _items(items):
     "The images one by one: files, those in folders, and whatever an iterable gives"
     alone = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
@@ -372,16 +308,19 @@ def _items(items):
         if is_path and os.path.isdir(o): yield from _files_in(o)
         else: yield o
 
-def _files_in(folder):
-    "The images in a folder, or the reason why there are none"
-    try: files = list_images(folder)
-    except OSError as e: files = [ImageError(f'{shown(folder)}: {e.strerror}')]
-    yield from files or [ImageError(f'{shown(folder)}: a folder without images')]
-
-# %% ../../nbs/engine/11_bundle.ipynb #8fd2f3f2
+# %% ../../nbs/engine/11_bundle.ipynb #ab88ea90
 class _Predictions:
     "Answers in the order of the images; `.errors` has a reason for each without one"
     def __init__(self, results): self.results = results # a dictionary for each image
+    def _good(self): return [r for r in self.results if 'error' not in r]
+    def __len__(self): return len(self._good())
+    def __iter__(self): return iter(self.results)
+    def __getitem__(self, i): return self.results[i]
+    def to_dict(self): return dict(predictions=self._good(), errors=self.errors)
+
+    @property
+    def errors(self):
+        return {r['file']: r['error'] for r in self.results if 'error' in r}
 
     @property
     def table(self):
@@ -390,25 +329,19 @@ class _Predictions:
                 for r in self._good() for i,p in enumerate(r['predictions'])]
         return pd.DataFrame(rows, columns='file rank class probability known'.split())
 
-    @property
-    def errors(self):
-        return {r['file']: r['error'] for r in self.results if 'error' in r}
-    def to_dict(self): return dict(predictions=[*self._good()], errors=self.errors)
-    def _good(self): return (r for r in self.results if 'error' not in r)
-    def __len__(self): return len([*self._good()])
-    def __iter__(self): return iter(self.results)
-    def __getitem__(self, i): return self.results[i]
+# %% ../../nbs/engine/11_bundle.ipynb #03c6375b
+@patch
+def __repr__(self:_Predictions):
+    table = self.table.to_string(index=False, float_format='{:.3f}'.format)
+    return '\n'.join([table, *(f'{k}: {v}' for k,v in self.errors.items())])
 
-    def __repr__(self):
-        table = self.table.to_string(index=False, float_format='{:.3f}'.format)
-        return '\n'.join([table, *(f'{k}: {v}' for k,v in self.errors.items())])
+@patch
+def _repr_html_(self:_Predictions):
+    bad = [html.escape(f'{k}: {v}') for k,v in self.errors.items()]
+    table = self.table.to_html(index=False, float_format='{:.3f}'.format)
+    return table + ''.join(f'<p>{o}</p>' for o in bad)
 
-    def _repr_html_(self):
-        bad = [html.escape(f'{k}: {v}') for k,v in self.errors.items()]
-        table = self.table.to_html(index=False, float_format='{:.3f}'.format)
-        return table + ''.join(f'<p>{o}</p>' for o in bad)
-
-# %% ../../nbs/engine/11_bundle.ipynb #911af137
+# %% ../../nbs/engine/11_bundle.ipynb #d4c1d70f
 class Predictor:
     "A saved model that names what is in images; `ValueError` for an unusable bundle"
     def __init__(self,
@@ -423,27 +356,28 @@ class Predictor:
         self.threads = threads or torch.get_num_threads()
 
     def __repr__(self):
-        a = self.about
-        n,size = len(self.classes),a['size']
-        return f"Predictor({a['arch']}, {n} classes, {size} px, {self.device})"
+        a,n = self.about,len(self.classes)
+        return f"Predictor({a['arch']}, {n} classes, {a['size']} px, {self.device})"
 
-    def logits(self,
-        pixels:np.ndarray, # uint8, (N, size, size, 3)
-    )->torch.Tensor: # float32, (N, number of classes), on the CPU
-        "What the network answers"
-        x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float()
-        with torch.inference_mode(): return self.model(x/255).float().cpu()
+# %% ../../nbs/engine/11_bundle.ipynb #443d33ac
+@patch
+def logits(self:Predictor,
+    pixels:np.ndarray, # uint8, (N, size, size, 3)
+)->torch.Tensor: # float32, (N, number of classes), on the CPU
+    "What the network answers"
+    x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float()
+    with torch.inference_mode(): return self.model(x/255).float().cpu()
 
-    def _prepared(self, item):
-        "The pixels of one image, or the reason why there are none"
-        try:
-            if isinstance(item, Exception): raise item
-            return _square_pixels(item, self.about)
-        except ImageError as e:
-            return str(e).removeprefix(f'{_name(item, 0)}: ')
-        except Exception as e: return f'{type(e).__name__}: {e}'
+@patch
+def _prepared(self:Predictor, item):
+    "The pixels of one image, or the reason why there are none"
+    try:
+        if isinstance(item, Exception): raise item
+        return _square_pixels(item, self.about)
+    except ImageError as e: return str(e).removeprefix(f'{_name(item, 0)}: ')
+    except Exception as e: return f'{type(e).__name__}: {e}'
 
-# %% ../../nbs/engine/11_bundle.ipynb #697e20e7
+# %% ../../nbs/engine/11_bundle.ipynb #28445d1c
 @patch
 def predict(self:Predictor,
     items, # A path, bytes, a PIL image, an array, a folder, or an iterable of these
@@ -458,20 +392,15 @@ def predict(self:Predictor,
     with ThreadPoolExecutor(self.threads) as pool:
         while batch := list(islice(todo, bs)):
             ready = list(pool.map(self._prepared, [o for _,o in batch]))
-            names = [_name(o, i) for i,o in batch]
-            results += self._answers(names, ready, top, calibrated)
+            good = [o for o in ready if not isinstance(o, str)]
+            logits = iter(self.logits(np.stack(good)) if good else [])
+            for (i,o),r in zip(batch, ready):
+                answer = dict(error=r) if isinstance(r, str) else self._answer(
+                    next(logits), top, calibrated)
+                results.append(dict(file=_name(o, i)) | answer)
     return _Predictions(results)
 
-# %% ../../nbs/engine/11_bundle.ipynb #ceca0d14
-@patch
-def _answers(self:Predictor, names, ready, top, calibrated):
-    "One dictionary for each image of a batch"
-    good = [o for o in ready if not isinstance(o, str)]
-    logits = iter(self.logits(np.stack(good)) if good else [])
-    def answer(o): return dict(error=o) if isinstance(o, str) else self._answer(
-        next(logits), top, calibrated)
-    return [dict(file=name) | answer(o) for name,o in zip(names, ready)]
-
+# %% ../../nbs/engine/11_bundle.ipynb #768d4a27
 @patch
 def _answer(self:Predictor, logits, top, calibrated):
     if not logits.isfinite().all(): return dict(error='the network answers NaN')
