@@ -1,5 +1,5 @@
 "Shards of images, and the features made from them."
-import io, tarfile, tracemalloc
+import io, json, tarfile, tracemalloc
 import pytest, torch
 pytest.importorskip('pyarrow')
 import pyarrow.parquet as pq
@@ -7,6 +7,8 @@ from pets_nb.engine.streams import load_features, read_shard, shard_features
 from pets_nb.engine.drawn import draw_pets
 from pets_nb.engine.learner import pets_learner
 from pets_nb.engine.loaders import pets_dls
+from pets_nb.engine.bundle import Predictor
+from pets_nb.tools.cli import main
 
 def add(tar, name, data):
     o = tarfile.TarInfo(name)
@@ -129,3 +131,58 @@ def test_a_broken_image_is_named_and_left_out(pets, tmp_path, capsys):
 
 def test_folder_without_shards(pets, tmp_path):
     with pytest.raises(FileNotFoundError, match='has no shards'): shard_features(pets[0], tmp_path, tmp_path/'f')
+
+def test_keys_are_unique(pets, tmp_path):
+    rows,folder = pets[1],tmp_path/'s'
+    folder.mkdir()
+    write_tar(folder/'a.tar', [*rows[:3], rows[0]])
+    with pytest.raises(ValueError, match=r'a.tar has 1 key more than once'): shard_features(pets[0], folder, tmp_path/'f')
+    with tarfile.open(folder/'a.tar', 'w') as tar:
+        for name in ('x.jpg', 'x.png'): add(tar, name, rows[0][1])
+    with pytest.raises(ValueError, match='two images with the key x'): list(read_shard(folder/'a.tar'))
+
+def test_damaged_parquet_is_one_line(tmp_path):
+    (tmp_path/'a.parquet').write_bytes(b'PAR1' + bytes(200))
+    with pytest.raises(ValueError, match='a.parquet is not a complete parquet file'): list(read_shard(tmp_path/'a.parquet'))
+
+def train(*args):
+    return main(['train', '--arch', 'small_network', '--precision', 'float32', *map(str, args)])
+
+def test_train_on_shards(pets, shards, tmp_path, monkeypatch, capsys):
+    "Files are read from the tar alone; the bundle's error is that of the images held back; a finished run repeats its report"
+    monkeypatch.chdir(tmp_path)
+    assert train('--data', shards, '--out', 'run', '--size', 64, '--valid-pct', 0.3) == 0
+    said = capsys.readouterr().out
+    about = json.loads((tmp_path/'run/model/model.json').read_text())
+    assert 'Held back: error' in said and about['classes'] == ['Bombay', 'Persian', 'pug'] and about['mirror'] is True
+    n = about['metrics']['n']
+    assert about['data']['valid'] == n and about['data']['train'] == len(pets[1]) - n and n >= 3
+    assert not list(tmp_path.rglob('*.jpg')) and len(list((tmp_path/'run/features').iterdir())) == 3
+    assert len(Predictor(tmp_path/'run/model').predict([o[1] for o in pets[1]])) == len(pets[1])
+    assert main(['train', '--resume', 'run']) == 0 and 'Held back: error' in capsys.readouterr().out
+
+def test_shards_named_after_their_part_are_the_split(pets, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path/'s'
+    folder.mkdir()
+    for name,rows in (('train-0', pets[1][::2]), ('test-0', pets[1][1::2])): write_tar(folder/f'{name}.tar', rows)
+    assert train('--data', folder, '--out', 'run', '--size', 64) == 0
+    assert json.loads((tmp_path/'run/model/model.json').read_text())['data']['valid'] == len(pets[1][1::2])
+
+@pytest.mark.parametrize('more,fault', [(['--epochs', 2], 'leave out --epochs'), (['--cache', '--split', 'official'], 'leave out --split, --cache')])
+def test_what_shards_do_not_take(shards, tmp_path, monkeypatch, capsys, more, fault):
+    monkeypatch.chdir(tmp_path)
+    assert train('--data', shards, *more) == 2
+    line, = [o for o in capsys.readouterr().err.splitlines() if o.startswith('pets_nb:')]
+    assert fault in line
+
+@pytest.mark.parametrize('damage,fault', [('cut', 'not a complete tar'), ('labels', 'has no label'), ('twice', 'more than once')])
+def test_faults_of_shards_are_one_line(pets, tmp_path, monkeypatch, capsys, damage, fault):
+    monkeypatch.chdir(tmp_path)
+    folder,rows = tmp_path/'s',pets[1]
+    folder.mkdir()
+    write_tar(folder/'a.tar', dict(cut=rows, labels=[(k, d, None) for k,d,_ in rows], twice=[*rows, rows[0]])[damage])
+    if damage == 'cut': (folder/'a.tar').write_bytes((folder/'a.tar').read_bytes()[:9000])
+    assert train('--data', folder, '--size', 64) == 2
+    line, = [o for o in capsys.readouterr().err.splitlines() if o.startswith('pets_nb:')]
+    assert fault in line

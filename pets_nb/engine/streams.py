@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
+from pets_nb.engine.bundle import (_card, _metrics, _none_of_these, _temperature,
+    save_bundle)
 from .features import _headless, _last_linear, fit_head
 from .files import (IMAGE_SUFFIXES, ImageError, atomic_path, list_images,
-    open_image, shown, _count, _some)
+    open_image, shown, write_json, _count, _some)
 from .learner import _dtype_of, _evaluating, pets_learner
 from .loaders import Speed, _block
 from .pipeline import _each
@@ -278,7 +280,7 @@ def _held_back(shards, at, labels, valid_pct, seed):
 
 # %% ../../nbs/engine/14_streams.ipynb #5e1b70d6
 def _fit_shards(learn, source, out, valid_pct=0.2, seed=42):
-    "Fit the head of `learn` to the features in `out`; logits and targets held back"
+    "Fit the head of `learn`; logits and targets held back, and what a bundle says"
     shards = [o.relative_to(source) for o in _shards(source)]
     files = [Path(out)/f'{_name(Path(source)/o, source)}.parquet' for o in shards]
     x,labels,at = _tables(files)
@@ -291,6 +293,24 @@ def _fit_shards(learn, source, out, valid_pct=0.2, seed=42):
     learn.history.rows.append({'frozen': True, 'train_loss': head.loss,
         'valid_loss': loss, 'error_rate': (logits.argmax(1) != y[held]).float().mean().item()})
     learn.model.set_submodule(_last_linear(learn.model), head.to(learn.dls.device))
-    learn.seeding.vocab = classes
+    learn.model.mirror,learn.seeding.vocab = True,classes
     learn.dls = _stand_in(_first(source)[0], classes, learn.dls.valid.warp.size)
-    return logits,y[held],int((~held).sum())
+    return logits,y[held],_known(logits, y[held], len(y), source)
+
+# %% ../../nbs/engine/14_streams.ipynb #5e1b70d7
+def _known(logits, y, n, source):
+    "What a bundle says of its data and its error"
+    sizes = '\n'.join(f'{_name(o, source)}\t{o.stat().st_size}' for o in _shards(source))
+    data = dict(train=n - len(y), valid=len(y),
+                fingerprint=hashlib.sha256(sizes.encode(errors='replace')).hexdigest())
+    t = _temperature(logits, y)
+    return dict(temperature=t, metrics=_metrics(logits, y, t), data=data,
+                **_none_of_these(logits))
+
+def _save(learn, folder, known, **extra):
+    "Save a bundle that says what is `known` instead of what the few loaded images say"
+    part = save_bundle(learn, folder.with_name(f'{folder.name}.part'), **extra)
+    about = json.loads((part/'model.json').read_text(encoding='utf-8')) | known
+    write_json(part/'model.json', about)
+    (part/'README.md').write_text(_card(about), encoding='utf-8', errors='replace')
+    return part.replace(folder)

@@ -11,7 +11,7 @@ __all__ = ['main']
 import argparse, glob, logging, os, re, shlex, shutil, signal, sys, tempfile
 import time, warnings
 from collections import Counter
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from datetime import datetime
 from itertools import count
 from json import dumps, loads
@@ -66,7 +66,7 @@ def _weights(text):
 # %% ../../nbs/tools/03_cli.ipynb #d8ac5e01
 _HELP = dict(line.split(None, 1) for line in """\
 images      image files, folders, patterns such as '*.jpg', or - for names on stdin
-data        a folder of images, 'oxford' or 'drawn'; default: see `pets_nb data`
+data        a folder of images or shards, 'oxford' or 'drawn'; default: see `pets_nb data`
 labels      'names' of files, 'folders', a CSV file (columns file and label) or 'auto'
 pattern     regular expression; its one group is the label in a file name
 arch        small_network, or a network of timm or torchvision; default: by the data
@@ -383,6 +383,9 @@ def _prepare(a):
     "The learner, and the images to test on"
     from pets_nb.engine.learner import pets_learner
     from pets_nb.engine.loaders import Speed, pets_dls
+    from pets_nb.engine.streams import _holds_shards
+    if a.data and os.path.isdir(a.data) and _holds_shards(a.data):
+        return _prepare_shards(a),None
     images,held = _data_of(a)
     speed = Speed(a.workers, a.cache or None, a.on_device)
     dls = pets_dls(images, a.size, a.bs, a.split, a.valid_pct, a.seed, speed=speed)
@@ -432,6 +435,50 @@ def _training_in(folder, learn, a):
         _complain(f"to resume: pets_nb train --resume {shlex.quote(str(folder))}")
         raise
 
+# %% ../../nbs/tools/03_cli.ipynb #b7a20e92
+def _prepare_shards(a):
+    "The learner for images in shards"
+    from pets_nb.engine.streams import _shards_learner
+    names = 'labels pattern split test cache workers on_device epochs'.split()
+    odd = [_flag(o) for o in names if getattr(a, o) not in (None, 'auto', False, 0)]
+    if odd: raise ValueError(f"leave out {', '.join(odd)}: from shards, only the head "
+                             "is trained, on the features of each image")
+    learn = _shards_learner(a.data, a.arch, a.weights, a.size, seed=a.seed,
+                            precision=a.precision)
+    a.arch,a.size,a.epochs = learn.model.arch,learn.dls.valid.warp.size,0
+    return learn
+
+def _train_on_shards(learn, a, folder):
+    "Features of this process's shards; the first process fits the head to all"
+    from fastai.torch_core import distrib_barrier
+    from pets_nb.engine.streams import shard_features
+    with nullcontext() if _RANK else _training_in(folder, learn, a):
+        with _Progress() as progress:
+            progress.phase('Batches of images', None)
+            hook = learn.model[0].register_forward_hook(progress.step)
+            shard_features(learn, a.data, folder/'features', mirror=True)
+            hook.remove()
+        distrib_barrier()
+        if not _RANK: _finish_shards(learn, a, folder)
+
+# %% ../../nbs/tools/03_cli.ipynb #b7a20e93
+def _finish_shards(learn, a, folder):
+    "Fit the head, keep the model, and say how far to trust it"
+    from pets_nb.engine.streams import _fit_shards, _save
+    logits,y,known = _fit_shards(learn, a.data, folder/'features', a.valid_pct, a.seed)
+    shutil.rmtree(folder/'model', ignore_errors=True)
+    shutil.rmtree(folder/'model.part', ignore_errors=True)
+    _save(learn, folder/'model', known, command=shlex.join(['pets_nb', *_argv(a)]))
+    learn.history.table.to_csv(folder/'history.csv')
+    names = [[learn.dls.vocab[i] for i in o] for o in (y, logits.argmax(1))]
+    lines = [*_judged(*names, 'Held back'), '',
+             f"Saved in {folder}: model, features, report.txt and history.csv",
+             f"To use it:    pets_nb predict IMAGE --model {shlex.quote(str(folder))}",
+             f"To repeat it: pets_nb {shlex.join(_argv(a))}"]
+    print('\n'.join(lines))
+    text = '\n'.join(lines) + '\n'
+    (folder/'report.txt').write_text(text, encoding='utf-8', errors='replace')
+
 # %% ../../nbs/tools/03_cli.ipynb #b7a20e91
 def _together(a, folder):
     "The learner, sets to test on, and the folder; the first process goes first"
@@ -465,6 +512,7 @@ def _train(a):
 def _train_in(a, folder):
     "Train in `folder`, or in a new one; of several processes, the first one writes"
     learn,held,folder = _together(a, folder)
+    if held is None: return _train_on_shards(learn, a, folder)
     if _RANK: return _fit(learn, a, folder/'checkpoints')
     with _training_in(folder, learn, a):
         _fit(learn, a, folder/'checkpoints')
