@@ -1,5 +1,5 @@
 "The documentation as it will be published, without a browser: processed by nbdev, rendered, and every link, picture and description in it."
-import ast, importlib, inspect, re, textwrap
+import ast, html, importlib, inspect, re, textwrap
 from dataclasses import is_dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -141,6 +141,15 @@ def test_public_names_have_an_anchor(site):
     places = {f'{m.__name__}.{n}': d['syms'][m.__name__][f'{m.__name__}.{n}'][0] for m,n,_ in symbols()}
     check([f'{name}: {place}' for name,place in places.items()
            if place.partition('#')[0] not in site or place.partition('#')[2] not in site[place.partition('#')[0]].ids])
+
+def test_no_api_stands_twice():
+    "Open on a page is the signature of a name alone; its source is folded"
+    from pets_nb._modidx import d
+    def shown(page): return html.unescape(re.sub('<[^>]+>', '', re.sub(r'<details(?! open).*?</details>', '', (rendered()/page).read_text(encoding='utf-8'), flags=re.S)))
+    places = {f'{m.__name__}.{n}': d['syms'][m.__name__][f'{m.__name__}.{n}'][0].partition('#')[0] for m,n,_ in symbols()}
+    texts = {o: shown(o) for o in set(places.values())}
+    counts = {(page,name): len(re.findall(rf'^\s*(?:def|class) {name.rpartition(".")[2]}\b', texts[page], re.M)) for name,page in places.items()}
+    check([f'{o}: {n} times' for o,n in counts.items() if n>1])
 
 def config():
     import yaml

@@ -10,7 +10,8 @@ from playwright.sync_api import sync_playwright
 
 # The first is for machines that do not let a root user's browser make its own sandbox, the others keep it from asking the network for what no page asks
 FLAGS = ['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage']
-SCREENS = dict(screen=(1280,900), telephone=(390,844))
+SCREENS = dict(screen=(1400,900), telephone=(390,844))
+LESSONS = [o.name for o in notebooks() if o.parent==NBS and o.name[0].isdigit()]
 RULES = ['image-alt', 'svg-img-alt', 'role-img-alt', 'link-name', 'document-title', 'html-has-lang', 'duplicate-id-aria', 'frame-title', 'empty-heading', 'list', 'table-fake-caption']
 
 def chromium(): return os.environ.get('PETS_NB_CHROMIUM') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'))), None)
@@ -44,6 +45,13 @@ WIDER = '''() => {
   const found = [...document.querySelectorAll('main *')].filter(e => { const r = e.getBoundingClientRect(); return r.width && r.right > width + 1 && !inBox(e) })
   const page = document.documentElement.scrollWidth > width + 1 ? [`the page: ${document.documentElement.scrollWidth} px`] : []
   return page.concat(found.slice(0, 5).map(e => `${e.tagName.toLowerCase()} to ${Math.round(e.getBoundingClientRect().right)} px: ${e.textContent.trim().slice(0, 60)}`)) }'''
+# Outputs that are cut: a line is longer than its box
+CUT = '''() => [...document.querySelectorAll('main .cell-output pre, main .cell-output pre code')]
+  .filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1).slice(0, 5).map(e => e.textContent.trim().slice(0, 60))'''
+# Height of the page and lower edge of the first figure
+EXTENT = '''() => { const first = [...document.querySelectorAll('main img, main svg, main video')].find(o => o.getBoundingClientRect().height > 60)
+  return [document.documentElement.scrollHeight, first && Math.round(first.getBoundingClientRect().bottom + scrollY)] }'''
+LOADED = "() => Promise.all([...document.images].map(o => { o.loading = 'eager'; return o.decode().catch(() => {}) }))"
 UNLOADED = "() => [...document.images].filter(o => !o.complete || !o.naturalWidth).map(o => o.currentSrc.slice(0, 100))"
 # All texts that have less contrast to the nearest ground behind them than 4.5 to 1; unlike axe this knows nothing of pictures behind a text, but is quick
 FAINT = '''() => {
@@ -84,17 +92,21 @@ def faults(browser, url):
     page.on('request', lambda o: None if o.url.startswith(('http://127.0.0.1', 'data:', 'blob:')) else found.append(f'asks the network: {o.url}'))
     page.goto(url)
     page.evaluate("() => document.querySelectorAll('details').forEach(o => o.open = true)") # what is folded is checked too
-    page.evaluate("() => Promise.all([...document.images].map(o => { o.loading = 'eager'; return o.decode().catch(() => {}) }))")
+    page.evaluate(LOADED)
     found += [f'picture not loaded: {o}' for o in page.evaluate(UNLOADED)]
     for name,(width,height) in SCREENS.items():
         page.set_viewport_size(dict(width=width, height=height))
         found += [f'wider than the {name}: {o}' for o in page.evaluate(WIDER)]
-    page.set_viewport_size(dict(zip(('width','height'), SCREENS['screen'])))
-    found += violations(page)
+        found += [f'output cut on the {name}: {o}' for o in page.evaluate(CUT)]
+        found += [f'on the {name}: {o}' for o in violations(page)]
     found += [f'too faint: {o}' for o in page.evaluate(FAINT)]
-    if not quarto(): # Quarto's dark theme is another style sheet; here it is a class
-        page.evaluate(DARK)
-        found += [f'too faint in the dark theme: {o}' for o in page.evaluate(FAINT)]
+    if page.evaluate('() => !!window.quartoToggleColorScheme'): page.evaluate('() => window.quartoToggleColorScheme()')
+    else: page.evaluate(DARK) # the stand-in's dark theme is a class, Quarto's another style sheet
+    page.wait_for_function("() => document.body.classList.contains('quarto-dark')")
+    for name,(width,height) in SCREENS.items():
+        page.set_viewport_size(dict(width=width, height=height))
+        found += [f'in the dark theme on the {name}: {o}' for o in violations(page)]
+    found += [f'too faint in the dark theme: {o}' for o in page.evaluate(FAINT)]
     page.close()
     return found
 
@@ -107,8 +119,30 @@ def test_page(browser, site, notebook):
     found = faults(browser, site[notebook])
     assert not found, f'{len(found)} found:\n'+'\n'.join(found)
 
+@pytest.mark.parametrize('notebook', LESSONS)
+def test_a_lesson_is_short_and_begins_with_its_figure(browser, site, notebook):
+    "At most 15 screens of 1400 x 900 pixels; the whole first figure, where there is one, is on the first"
+    page = browser.new_page(viewport=dict(width=1400, height=900))
+    page.goto(site[notebook])
+    page.evaluate(LOADED)
+    height,figure = page.evaluate(EXTENT)
+    page.close()
+    assert height<=15*900 and (figure or 0)<=900, f'{height/900:.1f} screens, the first figure ends at {figure} px'
+
+@pytest.mark.skipif(not quarto(), reason='Quarto is not installed: the stand-in has no search and follows no system setting')
+def test_search_and_colour_scheme(browser, site):
+    page = browser.new_page(viewport=dict(width=1400, height=900), color_scheme='dark')
+    page.goto(site['index.ipynb'])
+    assert page.evaluate("() => document.body.classList.contains('quarto-dark')")
+    for words,wanted in (('heatmap', 'Trust'), ('CUDA memory', 'Deeper models')):
+        page.goto(site['index.ipynb'])
+        page.locator('#quarto-search').click()
+        page.locator('.aa-Input').fill(words)
+        page.locator('.aa-Item', has_text=wanted).first.wait_for(timeout=20_000)
+    page.close()
+
 def test_the_checks_can_fail(browser, tmp_path):
-    (tmp_path/'bad.html').write_text('''<!DOCTYPE html><html lang="en"><head><title>Bad</title><link rel="icon" href="data:,"></head><body><main>
-      <p style="color:#aaa;background:#fff">faint</p><img src="none.png"><p style="color:#bbb;background:#ccc">fainter</p><div style="width:2000px">wide</div><script>console.error('broken'); nothing()</script></main></body></html>''')
+    (tmp_path/'bad.html').write_text(f'''<!DOCTYPE html><html lang="en"><head><title>Bad</title><link rel="icon" href="data:,"></head><body><main>
+      <p style="color:#aaa;background:#fff">faint</p><img src="none.png"><p style="color:#bbb;background:#ccc">fainter</p><div style="width:2000px">wide</div><div class="cell-output"><pre style="overflow:auto">{"long"*200}</pre></div><script>console.error('broken'); nothing()</script></main></body></html>''')
     with served(tmp_path) as url: found = '\n'.join(faults(browser, f'{url}/bad.html'))
-    for o in ('color-contrast', 'too faint: p', 'image-alt', 'wider than the screen: div', 'wider than the telephone: div', 'picture not loaded', 'console: broken', 'script:', *(['too faint in the dark theme: p'] if not quarto() else [])): assert o in found, (o, found)
+    for o in ('color-contrast', 'too faint: p', 'image-alt', 'wider than the screen: div', 'wider than the telephone: div', 'picture not loaded', 'console: broken', 'script:', 'output cut on the telephone', 'too faint in the dark theme: p'): assert o in found, (o, found)
