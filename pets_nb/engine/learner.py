@@ -7,16 +7,17 @@ Docs: https://pets-nb.github.io/pets_nb/engine/learner.html.md"""
 # %% auto #0
 __all__ = ['History', 'bf16_is_fast', 'Mixed', 'pets_learner', 'restored', 'quiet', 'get_logits', 'partial_fine_tune']
 
-# %% ../../nbs/engine/08_learner.ipynb #2818d6e5
+# %% ../../nbs/engine/08_learner.ipynb #4bd73b48
 import io, math, os, random, time
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from .files import config_folder
 from .networks import PetsModel, _bundle, _imagenet, _lite_file
 from .networks import network, small_network
 from torch import Tensor, nn
-from fastai.callback.core import Callback, CancelStepException
+from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import BnFreeze
 from fastai.data.all import DataLoader, DataLoaders, Normalize, get_c
@@ -41,13 +42,15 @@ def _raw(dl, x):
             x = x*o.std.to(x.device) + o.mean.to(x.device)
     return x
 
-# %% ../../nbs/engine/08_learner.ipynb #f36e36cf
+# %% ../../nbs/engine/08_learner.ipynb #1f64cfcf
 class _Start(Callback):
     "Seed every fit anew; hand the model unnormalised images of its own classes"
     order,name = -20,'seeding'
     def __init__(self, seed, vocab=None):
         self.seed,self.vocab,self.n_fits = seed,vocab,0
 
+    def before_train(self): self.check(self.dl)
+    def before_validate(self): self.check(self.dl)
     def before_fit(self):
         if _only_looks(self.learn): return
         seed = self.seed+self.n_fits
@@ -55,75 +58,70 @@ class _Start(Callback):
         self.dls.train.rng = random.Random(seed)
         self.n_fits += 1
 
-    def before_train(self): self.check(self.dl)
-    def before_validate(self): self.check(self.dl)
-
-    def check(self, dl):
-        "Raise `ValueError` if the loader's classes are not those of the model"
-        found = list(getattr(dl, 'vocab', None) or self.vocab or [])
-        if not self.vocab or found==self.vocab: return
-        other = sorted({*map(str, found)} ^ {*map(str,
-                                                  self.vocab)}) or ['another order']
-        raise ValueError(f'the loader has {len(found)} classes, not {len(self.vocab)}: '
-                         f"they differ in {', '.join(other[:5])}")
-
     def before_batch(self):
         if isinstance(self.model, PetsModel):
             self.learn.xb = tuple(_raw(self.dl, o) for o in self.xb)
 
-# %% ../../nbs/engine/08_learner.ipynb #ecffd22c
-class History(Callback):
+# %% ../../nbs/engine/08_learner.ipynb #8684b277
+@patch
+def check(self:_Start, dl):
+    "Raise `ValueError` if the loader's classes are not those of the model"
+    found = list(getattr(dl, 'vocab', None) or self.vocab or [])
+    if not self.vocab or found==self.vocab: return
+    other = sorted({*map(str, found)} ^ {*map(str, self.vocab)}) or ['another order']
+    raise ValueError(f'the loader has {len(found)} classes, not {len(self.vocab)}: '
+                     f"they differ in {', '.join(other[:5])}")
+
+# %% ../../nbs/engine/08_learner.ipynb #e52ec18d
+class _Watcher(Callback):
+    "Knows in `trained` whether the epoch trains, which `validate` and finders don't"
+    def before_epoch(self): self.trained = False
+    def before_train(self): self.trained = not _only_looks(self.learn)
+
+# %% ../../nbs/engine/08_learner.ipynb #19acbec7
+class History(_Watcher):
     "A row for every epoch of every fit: frozen or not, losses, metrics, rate, seconds"
     order = 55 # after the Recorder (50), whose figures it copies
     def __init__(self): self.rows = []
     def before_epoch(self):
-        self.start,self.trained = time.perf_counter(),False
+        super().before_epoch()
+        self.start = time.perf_counter()
         self.n_seen = len(getattr(self.recorder, 'lrs', []))
 
-    def before_train(self): self.trained = True
-
     def after_epoch(self):
-        if _only_looks(self.learn) or not self.trained: return
+        if not self.trained: return
         names = [o for o in self.recorder.metric_names if o not in ('epoch','time')]
         rate = max(self.recorder.lrs[self.n_seen:], default=math.nan)
-        figures = dict(zip(names, self.learn.final_record))
-        self.rows.append({'frozen': self.opt.frozen_idx>0, **figures,
+        self.rows.append({'frozen': self.opt.frozen_idx>0,
+                          **dict(zip(names, self.learn.final_record)),
                           'highest lr': rate,
                           'seconds': time.perf_counter()-self.start})
 
     @property
     def table(self): return pd.DataFrame(self.rows).rename_axis('epoch')
 
-# %% ../../nbs/engine/08_learner.ipynb #2cb1d85e
-class _NonFinite(Callback):
+# %% ../../nbs/engine/08_learner.ipynb #dce1a857
+class _NonFinite(_Watcher):
     "Stop at the first loss that is no number, with the weights of the last good epoch"
     order,name = 54,'non_finite' # before History (55) and checkpoints (70)
     def before_fit(self): self.keep_good('the start')
+    def after_fit(self): self._good = None
     def keep_good(self, when):
         self._good = {k: v.detach().clone() for k,v in self.model.state_dict().items()}
         self._when = when
-    def before_epoch(self): self.trained = False
-    def before_train(self): self.trained = True
-    def after_fit(self): self._good = None
 
     def after_loss(self):
-        if not self.training or _only_looks(self.learn): return
         loss = self.loss.detach().mean()
-        if not loss.isfinite(): self.stop(f'the loss became {loss.item()}')
+        if self.training and self.trained and not loss.isfinite():
+            self.stop(f'the loss became {loss.item()}')
 
     def after_epoch(self):
-        if _only_looks(self.learn) or not self.trained: return
+        if not self.trained: return
         if not all(o.isfinite().all() for o in self.model.state_dict().values()):
             self.stop('weights became NaN or infinite')
         self.keep_good(f'epoch {self.epoch+1}')
 
-    def __call__(self, event):
-        "Without the words that fastai puts before the errors of a callback"
-        try: return super().__call__(event)
-        except FloatingPointError as e:
-            raise FloatingPointError(str(e).splitlines()[-1].strip()) from None
-
-# %% ../../nbs/engine/08_learner.ipynb #68ca86f7
+# %% ../../nbs/engine/08_learner.ipynb #2b112513
 @patch
 def stop(self:_NonFinite, what:str):
     lr = self.opt.hypers[-1]['lr']
@@ -133,25 +131,31 @@ def stop(self:_NonFinite, what:str):
     raise FloatingPointError(f'{what} ({where}): training stopped, and the weights '
                              f'of {self._when} are back. Use a smaller rate')
 
-# %% ../../nbs/engine/08_learner.ipynb #a552f0c4
+@patch
+def __call__(self:_NonFinite, event:str):
+    "Without the words that fastai puts before the errors of a callback"
+    try: return Callback.__call__(self, event)
+    except FloatingPointError as e:
+        raise FloatingPointError(str(e).splitlines()[-1].strip()) from None
+
+# %% ../../nbs/engine/08_learner.ipynb #b01d2c15
+def _cpu_has(o): return getattr(torch.cpu, o, bool)()
+
 def bf16_is_fast(
     device:str|torch.device, # Device of the batches
 )->bool: # True for a GPU from compute capability 8, a CPU with AVX512-BF16 or AMX
     "Whether `device` computes in bfloat16 natively"
     kind = torch.device(device).type
     if kind=='cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind!='cpu': return False
-    return _cpu_has('_is_avx512_bf16_supported') or _cpu_has('_is_amx_tile_supported')
-
-def _cpu_has(o): return getattr(torch.cpu, o, lambda: False)()
+    return kind=='cpu' and (_cpu_has('_is_avx512_bf16_supported')
+                            or _cpu_has('_is_amx_tile_supported'))
 
 def _fp16_is_fast(device):
-    device = torch.device(device)
-    if device.type=='cuda': return torch.cuda.get_device_capability(device)[0]>=7
-    return device.type=='mps' or (device.type=='cpu'
-                                  and _cpu_has('_is_amx_fp16_supported'))
+    kind = torch.device(device).type
+    if kind=='cuda': return torch.cuda.get_device_capability(device)[0]>=7
+    return kind=='mps' or (kind=='cpu' and _cpu_has('_is_amx_fp16_supported'))
 
-# %% ../../nbs/engine/08_learner.ipynb #3b57ead0
+# %% ../../nbs/engine/08_learner.ipynb #effe7a76
 def _choose_dtype(device, request='auto', emulate=False):
     "The number format of the forward pass on `device`"
     formats = ('auto','float32','bfloat16','float16')
@@ -160,18 +164,16 @@ def _choose_dtype(device, request='auto', emulate=False):
     tests = dict(bfloat16=bf16_is_fast, float16=_fp16_is_fast)
     native = [k for k,f in tests.items() if f(device)]
     if request=='auto':
-        ok = native and torch.device(device).type!='mps'
-        request = native[0] if ok else 'float32'
-    elif request!='float32' and request not in native and not emulate:
+        request = [*native,'float32'][0 if torch.device(device).type!='mps' else -1]
+    elif request not in ['float32',*native] and not emulate:
         known = ' and '.join(['float32', *native])
         raise ValueError(f"{device} does not compute in {request}, only in {known}: "
                          "use precision='auto'")
     return getattr(torch, request)
 
-# %% ../../nbs/engine/08_learner.ipynb #0dce6478
-class Mixed(Callback):
+# %% ../../nbs/engine/08_learner.ipynb #d99f0ef7
+class Mixed(MixedPrecision):
     "The forward pass in 16 bits where the device computes in them, scaled for float16"
-    order = 10
     def __init__(self,
         precision:str='auto', # 'auto' (16 bits where native), or a format's name
         channels_last:bool=None, # Channels of a pixel side by side? None: with 16 bits
@@ -181,27 +183,27 @@ class Mixed(Callback):
         self.device = self.dtype = self.scaler = None
 
     def choose(self, device):
-        self.device,self.dtype = device,_choose_dtype(device, self.precision,
-                                                      self.emulate)
+        self.device = device
+        self.dtype = _choose_dtype(device, self.precision, self.emulate)
         half = self.dtype!=torch.float32
         self.last = half if self.channels_last is None else self.channels_last
 
-    def before_fit(self):
-        if self.learn._grab_cbs(MixedPrecision):
-            raise ValueError("fastai's MixedPrecision and Mixed exclude each other")
-        self.choose(next(self.model.parameters()).device)
-        if self.last: self.model.to(memory_format=torch.channels_last)
-        half = self.dtype==torch.float16
-        self.scaler = torch.amp.GradScaler(self.device.type) if half else None
+# %% ../../nbs/engine/08_learner.ipynb #147175bc
+@patch
+def before_fit(self:Mixed):
+    if len(self.learn._grab_cbs(MixedPrecision))>1:
+        raise ValueError("fastai's MixedPrecision and Mixed exclude each other")
+    self.choose(next(self.model.parameters()).device)
+    if self.last: self.model.to(memory_format=torch.channels_last)
+    self.scaler,self.scales = torch.amp.GradScaler(
+        self.device.type, enabled=self.dtype==torch.float16),L()
 
-    def before_batch(self):
-        device = next(self.model.parameters()).device
-        if device!=self.device: self.choose(device)
-        if self.last: self.learn.xb = tuple(_channels_last(o) for o in self.xb)
-        if self.dtype!=torch.float32:
-            _autocast_once(self.model, device.type, self.dtype)
-
-    def after_pred(self): self.learn.pred = to_float(self.pred)
+@patch
+def before_batch(self:Mixed):
+    device = next(self.model.parameters()).device
+    if device!=self.device: self.choose(device)
+    if self.last: self.learn.xb = tuple(_channels_last(o) for o in self.xb)
+    if self.dtype!=torch.float32: _autocast_once(self.model, device.type, self.dtype)
 
 # %% ../../nbs/engine/08_learner.ipynb #339fa43c
 def _channels_last(x):
@@ -221,34 +223,23 @@ def _autocast_once(model, kind, dtype):
     forward.once = True
     model.forward = forward
 
-# %% ../../nbs/engine/08_learner.ipynb #9ecc108c
+# %% ../../nbs/engine/08_learner.ipynb #90dbabe5
 @patch
-def before_backward(self:Mixed):
-    if self.scaler: self.learn.loss_grad = self.scaler.scale(self.loss_grad)
-
-@patch
-def before_step(self:Mixed):
-    "Let the scaler call our `step`, which it does unless gradients have overflowed"
-    if not self.scaler: return
-    self.skipped = True
-    self.scaler.step(self)
-    self.scaler.update()
-    if self.skipped: raise CancelStepException()
-
-@patch(as_prop=True)
-def param_groups(self:Mixed): return self.opt.param_groups
+def after_loss(self:Mixed): pass # autocast is closed already
 
 @patch
-def step(self:Mixed): self.skipped = False
+def after_step(self:Mixed): self.scaler.update()
 
 @patch
-def state_dict(self:Mixed)->dict: return self.scaler.state_dict() if self.scaler else {}
+def after_fit(self:Mixed): self.scales = L()
 
 @patch
-def load_state_dict(self:Mixed, state:dict):
-    if self.scaler and state: self.scaler.load_state_dict(state)
+def state_dict(self:Mixed)->dict: return self.scaler.state_dict()
 
-# %% ../../nbs/engine/08_learner.ipynb #6dd96005
+@patch
+def load_state_dict(self:Mixed, state:dict): self.scaler.load_state_dict(state)
+
+# %% ../../nbs/engine/08_learner.ipynb #d8b76296
 @patch
 def to_mixed(self:Learner,
     precision:str='auto', # As for `Mixed`
@@ -257,15 +248,14 @@ def to_mixed(self:Learner,
     "Train and predict in half precision where the device computes in it"
     mixed = Mixed(precision, **kwargs)
     mixed.choose(next(self.model.parameters()).device)
-    self.remove_cbs([o for o in self.cbs if isinstance(o, (Mixed, MixedPrecision))])
+    self.remove_cbs(self._grab_cbs(MixedPrecision))
     return self.add_cb(mixed)
 
-# %% ../../nbs/engine/08_learner.ipynb #8865ff6f
+# %% ../../nbs/engine/08_learner.ipynb #3eb9184f
 def _choose_arch(dls, weights):
     "The architecture that suits the data, and why"
     if isinstance(weights, (str, Path)) and str(weights) not in ('default','none'):
-        about = _bundle(weights)
-        arch = about.get('arch') or about.get('architecture')
+        arch = _bundle(weights).get('arch')
         if isinstance(arch, str): return arch, 'as model.json says'
         return 'resnet18', 'no arch given'
     drawn = getattr(getattr(dls, 'images', None), 'drawn', False)
@@ -278,6 +268,7 @@ def _writable_path():
     "Where a learner saves: the current folder, or else a folder of fastai's"
     return Path('.') if os.access('.', os.W_OK) else config_folder('model')
 
+# %% ../../nbs/engine/08_learner.ipynb #a1febba5
 def _small_split(model): return L(model[0][:5], model[0][5:], model[1:]).map(params)
 model_meta[small_network] = dict(cut=-4, split=_small_split, stats=_imagenet)
 
@@ -314,55 +305,53 @@ def pets_learner(
     if verbose: print(_described(learn, why, seed, dtype))
     return learn
 
-# %% ../../nbs/engine/08_learner.ipynb #1e675b08
-def _random_lists(o): return [o[0], list(o[1]), o[2]]
-def _random_tuples(o): return o[0],tuple(o[1]),o[2]
+# %% ../../nbs/engine/08_learner.ipynb #ab4fee04
 def _rngs(dls):
     rngs = [getattr(o, 'rng', None) for o in getattr(dls, 'loaders', [])]
     return [o for o in rngs if isinstance(o, random.Random)]
 
 def _random_state(dls=None):
-    "Everything on which the next random numbers depend, as tensors, numbers and lists"
+    "Everything on which the next random numbers depend, as tensors, numbers and tuples"
     name,keys,*rest = np.random.get_state()
-    return dict(python=_random_lists(random.getstate()),
-                numpy=[name, keys.tolist(), *rest],
-                torch=torch.get_rng_state(),
-                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available()
-                else [],
-                mps=[torch.mps.get_rng_state()] if torch.backends.mps.is_available()
-                else [],
-                loaders=[_random_lists(o.getstate()) for o in _rngs(dls)])
+    state = dict(python=random.getstate(), numpy=(name, keys.tolist(), *rest),
+                 torch=torch.get_rng_state(),
+                 loaders=[o.getstate() for o in _rngs(dls)])
+    if torch.cuda.is_available(): state['cuda'] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available(): state['mps'] = torch.mps.get_rng_state()
+    return state
 
+# %% ../../nbs/engine/08_learner.ipynb #ac2be576
 def _set_random_state(state, dls=None):
-    random.setstate(_random_tuples(state['python']))
-    np.random.set_state(tuple(state['numpy']))
+    random.setstate(state['python'])
+    np.random.set_state(state['numpy'])
     torch.set_rng_state(state['torch'])
-    if state['cuda'] and torch.cuda.is_available():
+    if 'cuda' in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state['cuda'])
-    if state['mps'] and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state['mps'][0])
-    for rng,o in zip(_rngs(dls), state['loaders']): rng.setstate(_random_tuples(o))
+    if 'mps' in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state['mps'])
+    for rng,o in zip(_rngs(dls), state['loaders']): rng.setstate(o)
 
-# %% ../../nbs/engine/08_learner.ipynb #cc16409f
+# %% ../../nbs/engine/08_learner.ipynb #19700af0
 def _keep_tensor(o, seen):
-    if o.is_inference() or o.layout!=torch.strided: return lambda: o
-    expanded = any(step==0 and n>1 for step,
-                   n in zip(o.stride(), o.shape)) # not to be written to
-    data,old,needs = o.data,None if expanded else o.detach().clone(),o.requires_grad
+    if o.is_inference() or o.layout!=torch.strided: return lambda: None
+    data,needs = o.data,o.requires_grad
+    shared = any(step==0 and n>1 for step,n in zip(o.stride(), o.shape)) # not writable
+    old = None if shared else o.detach().clone()
     grad = _keep(o.grad, seen) if o.is_leaf else None
     def back():
         if old is not None: data.copy_(old)
         o.data = data
         if grad is not None: o.grad = grad(); o.requires_grad_(needs)
-        return o
     return back
 
-def _keep_dict(o, seen):
-    kept = {k: _keep(v, seen) for k,v in o.items()}
+# %% ../../nbs/engine/08_learner.ipynb #e52cd75f
+def _keep_dict(o, seen, kinds=object):
+    "Puts the entries of `o` back, and the state of those that are of `kinds`"
+    kept = {k: _keep(v, seen) if isinstance(v, kinds) else partial(_same, v)
+            for k,v in o.items()}
     def back():
         old = {k: f() for k,f in kept.items()}
         o.clear(); o.update(old)
-        return o
     return back
 
 def _keep_list(o, seen):
@@ -370,49 +359,32 @@ def _keep_list(o, seen):
     def back():
         old = [f() for f in kept]
         if isinstance(o, list): o[:] = old
-        return o
     return back
 
-# %% ../../nbs/engine/08_learner.ipynb #d6b00803
-def _keep_loader(o, seen):
-    "Which objects a loader holds, and its random state: never its data"
-    old = dict(vars(o))
-    kinds = (random.Random, torch.Generator, torch.utils.data.Sampler)
-    rngs = [_keep(v, seen) for v in old.values() if isinstance(v, kinds)]
-    def back():
-        vars(o).clear(); vars(o).update(old)
-        for f in rngs: f()
-        return o
-    return back
+def _same(o): return o
 
-def _keep_state(o, get, put):
-    old = get()
-    def back(): put(old); return o
-    return back
-
-# %% ../../nbs/engine/08_learner.ipynb #0648cfd5
-_with_state = (nn.Module, Learner, Callback, Metric, Optimizer, OptimWrapper,
-               DataLoaders, L,
-               torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler,
-               torch.amp.GradScaler, torch.utils.data.Sampler)
+# %% ../../nbs/engine/08_learner.ipynb #96103f32
+_rng_kinds = (random.Random, torch.Generator, torch.utils.data.Sampler)
 _loaders = (DataLoader, torch.utils.data.DataLoader)
-_simple = (Tensor, dict, list, tuple, np.ndarray, random.Random, torch.Generator)
+_kinds = (Tensor, dict, list, tuple, np.ndarray, *_rng_kinds, *_loaders, nn.Module,
+          Learner, Callback, Metric, Optimizer, OptimWrapper, DataLoaders, L,
+          torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler,
+          torch.amp.GradScaler)
 
+# %% ../../nbs/engine/08_learner.ipynb #cbcef9d0
 def _keep(o, seen):
-    "A function that gives `o` back as it is now"
-    if id(o) in seen: return lambda: o
-    if isinstance(o, (*_simple, *_loaders, *_with_state)): seen[id(o)] = o
-    if isinstance(o, Tensor): return _keep_tensor(o, seen)
-    if isinstance(o, dict): return _keep_dict(o, seen)
-    if isinstance(o, (list, tuple)): return _keep_list(o, seen)
-    if isinstance(o, np.ndarray):
-        return _keep_state(o, o.copy, lambda old: np.copyto(o, old))
-    if isinstance(o, random.Random): return _keep_state(o, o.getstate, o.setstate)
-    if isinstance(o, torch.Generator): return _keep_state(o, o.get_state, o.set_state)
-    if isinstance(o, _loaders): return _keep_loader(o, seen)
-    if not isinstance(o, _with_state): return lambda: o
-    state = _keep_dict(vars(o), seen)
-    def back(): state(); return o
+    "A function that gives `o` back as it is now; of a loader only its random state"
+    if id(o) in seen or not isinstance(o, _kinds): return partial(_same, o)
+    seen[id(o)] = o
+    if isinstance(o, Tensor): put = _keep_tensor(o, seen)
+    elif isinstance(o, dict): put = _keep_dict(o, seen)
+    elif isinstance(o, (list, tuple)): put = _keep_list(o, seen)
+    elif isinstance(o, np.ndarray): put = partial(np.copyto, o, o.copy())
+    elif isinstance(o, random.Random): put = partial(o.setstate, o.getstate())
+    elif isinstance(o, torch.Generator): put = partial(o.set_state, o.get_state())
+    else: put = _keep_dict(vars(o), seen,
+                           _rng_kinds if isinstance(o, _loaders) else object)
+    def back(): put(); return o
     return back
 
 # %% ../../nbs/engine/08_learner.ipynb #1edd79a2
@@ -442,25 +414,25 @@ def quiet(
     "Train without progress bar, table and messages"
     with learn.no_bar(), learn.no_logging(), redirect_stdout(io.StringIO()): yield learn
 
-# %% ../../nbs/engine/08_learner.ipynb #0ca9126c
+# %% ../../nbs/engine/08_learner.ipynb #740b8d48
 def _dtype_of(learn):
     "The number format in which the learner predicts"
     mixed = next(iter(learn._grab_cbs(Mixed)), None)
+    if not mixed: return torch.float32
     device = next(learn.model.parameters()).device
-    return _choose_dtype(device, mixed.precision,
-                         mixed.emulate) if mixed else torch.float32
+    return _choose_dtype(device, mixed.precision, mixed.emulate)
 
 @contextmanager
 def _evaluating(learn):
     "Evaluation mode, after which modes and random numbers are what they were"
-    state,modes = _random_state(learn.dls),[(m,m.training)
-                                            for m in learn.model.modules()]
-    try: yield learn.model.eval()
+    state,model = _random_state(learn.dls),learn.model
+    modes = [(m,m.training) for m in model.modules()]
+    try: yield model.eval()
     finally:
         _set_random_state(state, learn.dls)
         for m,mode in modes: m.training = mode
 
-# %% ../../nbs/engine/08_learner.ipynb #92d63460
+# %% ../../nbs/engine/08_learner.ipynb #7b8e0ea0
 @torch.no_grad()
 def get_logits(
     learn:Learner, # Left as it is: modes, random numbers, metrics
@@ -470,12 +442,12 @@ def get_logits(
     dl,dtype,pairs = learn.dls.valid if dl is None else dl,_dtype_of(learn),[]
     device = next(learn.model.parameters()).device
     if hasattr(learn, 'seeding'): learn.seeding.check(dl)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype!=torch.float32)
     with _evaluating(learn) as model:
         for x,*y in dl:
             x = to_device(x, device)
             if isinstance(model, PetsModel): x = _raw(dl, x)
-            with torch.autocast(device.type, dtype, enabled=dtype!=torch.float32):
-                pred = model(x)
+            with autocast: pred = model(x)
             pairs.append((pred.float().cpu(), y[0].cpu() if y else None))
     logits,targets = zip(*pairs)
     def plain(o): return torch.cat(o).as_subclass(Tensor)
@@ -488,7 +460,7 @@ def _freeze_to(learn, n):
     for p in L(learn.opt.param_lists[:learn.opt.frozen_idx]).concat():
         p.requires_grad_(False).grad = None
 
-# %% ../../nbs/engine/08_learner.ipynb #a9f56b37
+# %% ../../nbs/engine/08_learner.ipynb #dc7e1cdf
 def partial_fine_tune(
     learn:Learner, # A learner with a pretrained body
     epochs:int, # Epochs after the frozen ones
@@ -501,13 +473,11 @@ def partial_fine_tune(
     **kwargs # Passed on to both calls of `fit_one_cycle`
 ):
     "Train the new head, then the upper layers too; the first groups stay as they are"
-    cbs = [*L(kwargs.pop('cbs', None)), BnFreeze()]
+    kwargs['cbs'] = [*L(kwargs.get('cbs')), BnFreeze()]
     _freeze_to(learn, -1)
     if freeze_epochs:
-        learn.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, cbs=cbs,
-                            **kwargs)
+        learn.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **kwargs)
     _freeze_to(learn, first)
     rates = slice(base_lr/2/lr_mult, base_lr/2)
     if epochs:
-        learn.fit_one_cycle(epochs, rates, pct_start=pct_start, div=div, cbs=cbs,
-                            **kwargs)
+        learn.fit_one_cycle(epochs, rates, pct_start=pct_start, div=div, **kwargs)
