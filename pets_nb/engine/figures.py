@@ -8,11 +8,8 @@ Docs: https://pets-nb.github.io/pets_nb/engine/figures.html.md"""
 __all__ = ['Animation']
 
 # %% ../../nbs/engine/13_figures.ipynb #d280ca95
-import base64
-import html
-import io
-import matplotlib.pyplot as plt
-import numpy as np
+import base64, html, io
+import matplotlib.pyplot as plt, numpy as np
 from fastcore.basics import patch
 from PIL import Image
 
@@ -45,11 +42,13 @@ class Animation:
         self.still = self._webp(frames[-1:])
         self.moving = self._webp(frames, duration=times, loop=0, minimize_size=True)
 
-    def _webp(self, frames, **kwargs):
-        buffer = io.BytesIO()
-        frames[0].save(buffer, 'WEBP', lossless=self.lossless, quality=70, method=4,
-                       save_all=True, append_images=frames[1:], **kwargs)
-        return buffer.getvalue()
+# %% ../../nbs/engine/13_figures.ipynb #9de346b6
+@patch
+def _webp(self:Animation, frames, **kwargs):
+    buffer = io.BytesIO()
+    frames[0].save(buffer, 'WEBP', lossless=self.lossless, quality=70, method=4,
+                   save_all=True, append_images=frames[1:], **kwargs)
+    return buffer.getvalue()
 
 # %% ../../nbs/engine/13_figures.ipynb #3f507eca
 @patch

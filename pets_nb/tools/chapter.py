@@ -47,6 +47,7 @@ def _do(learn, steps):
         getattr(learn, call)(*([epochs] if epochs else []), **args)
     return learn
 
+# %% ../../nbs/tools/01_chapter.ipynb #013f5748
 def _chosen(runs):
     "Names in a text or list, each once; all runs for None"
     if runs is None: return list(_RUNS)
@@ -57,6 +58,7 @@ def _chosen(runs):
         raise ValueError(f"no run {', '.join(unknown)}; there are {', '.join(_RUNS)}")
     return names
 
+# %% ../../nbs/tools/01_chapter.ipynb #4d4bd29a
 def _recipe(name, images, size, bs, split, workers, *network):
     "A function of the seed that trains a run"
     def train(seed):

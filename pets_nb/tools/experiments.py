@@ -8,19 +8,11 @@ Docs: https://pets-nb.github.io/pets_nb/tools/experiments.html.md"""
 __all__ = ['run_experiment', 'read_records']
 
 # %% ../../nbs/tools/00_experiments.ipynb #d0061e72
-import base64
-import hashlib
-import json
-import os
-import platform
-import re
-import tempfile
-import time
+import base64, hashlib, json, os, platform, re, tempfile, time
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
-import filelock
-import numpy as np
-import pandas as pd
+import filelock, numpy as np, pandas as pd
 from ..engine.download import download
 from ..engine.files import config_folder, write_json
 
@@ -42,6 +34,7 @@ def _machine():
                 threads=torch.get_num_threads(), python=platform.python_version(),
                 **{o: v for o in libraries if (v := _version(o))})
 
+# %% ../../nbs/tools/00_experiments.ipynb #6b10c46f
 def _data(images):
     "A data set's name, size and fingerprint; names and sizes of files and labels count"
     if images is None or isinstance(images, (str, dict)): return images
@@ -87,6 +80,7 @@ def _file(name, folder):
         folder = next((o for o in book if o.is_dir()), Path('experiments'))
     return Path(folder)/f'{name}.json'
 
+# %% ../../nbs/tools/00_experiments.ipynb #404a4f17
 def _load(file):
     "What a file of records holds"
     if not file.is_file(): return dict(runs=[])
@@ -95,6 +89,7 @@ def _load(file):
     if isinstance(res, dict) and isinstance(res.get('runs'), list): return res
     raise ValueError(f"{file} is no file of records: delete it to run again")
 
+# %% ../../nbs/tools/00_experiments.ipynb #3030abe0
 def _add(file, head, run):
     "Add one run to a file, also if another process does the same"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -119,24 +114,22 @@ def run_experiment(
     file = _file(name, folder)
     head = dict(name=name, data=_data(data), settings=settings or {})
     old = _load(file)
-    differ = [k for k in ('data','settings') if old['runs'] and old.get(k)!=head[k]]
-    if differ:
-        words = '; '.join(f'{k} {old.get(k)}, now {head[k]}' for k in differ)
-        raise ValueError(f"{file} holds an experiment with other {words}")
+    differ = [f'{k} {old.get(k)}, now {head[k]}' for k in ('data','settings')
+              if old['runs'] and old.get(k)!=head[k]]
+    if differ: raise ValueError(
+        f"{file} holds an experiment with other {'; '.join(differ)}")
     done = {_key(o) for o in old['runs']}
-    for seed in seeds:
-        for recipe,train in recipes.items():
-            if (recipe,seed) in done: continue
-            start = time.perf_counter()
-            run = dict(recipe=recipe, seed=seed, **_outcome(train(seed)))
-            run['seconds'] = round(time.perf_counter()-start, 2)
-            _add(file, head, dict(run, machine=_machine()))
-            if verbose: print(f"{recipe}, seed {seed}: error {run['error']:.2%}, "
-                              f"{run['seconds']:.0f} s")
-    wanted = {(k,s) for k in recipes for s in seeds}
+    for seed,recipe in product(seeds, recipes):
+        if (recipe,seed) in done: continue
+        start = time.perf_counter()
+        run = dict(recipe=recipe, seed=seed, **_outcome(recipes[recipe](seed)))
+        run['seconds'] = round(time.perf_counter()-start, 2)
+        _add(file, head, dict(run, machine=_machine()))
+        if verbose: print(f"{recipe}, seed {seed}: error {run['error']:.2%}, "
+                          f"{run['seconds']:.0f} s")
     table = read_records(name, folder)
-    table = table[[o in wanted for o in zip(table.recipe, table.seed)]]
-    return table.reset_index(drop=True)
+    wanted = table.recipe.isin([*recipes]) & table.seed.isin([*seeds])
+    return table[wanted].reset_index(drop=True)
 
 # %% ../../nbs/tools/00_experiments.ipynb #0105a710
 _RAW = 'https://raw.githubusercontent.com/pets-nb/pets_nb/main'
@@ -147,6 +140,7 @@ def _published(name):
     return download(f'{_RAW}/nbs/explanations/experiments/{name}', folder/name,
         progress=False)
 
+# %% ../../nbs/tools/00_experiments.ipynb #ea46e347
 def read_records(
     name:str, # Name of the experiment
     folder:Path=None, # Folder of the records; default: the book's
