@@ -200,7 +200,8 @@ def shard_features(
     out,about = Path(out),dict(fingerprint=_fingerprint(learn, mirror))
     out.mkdir(parents=True, exist_ok=True)
     with _headless(learn.model, mirror), _evaluating(learn) as model:
-        return sum(_write_shard(learn, model, path, out/f'{_name(path, source)}.parquet',
+        name = lambda o: out/f'{_name(o, source)}.parquet'
+        return sum(_write_shard(learn, model, path, name(path),
                                 about, bs) for path in _shards(source)[rank::world])
 
 # %% ../../nbs/engine/14_streams.ipynb #6c30d61c
@@ -215,7 +216,8 @@ def _tables(files):
     labels = [o for t in tables for o in t['label'].to_pylist()]
     n = labels.count(None)
     if n: raise ValueError(f"{_count(n, 'image')} of {len(labels):,} without a label")
-    return torch.from_numpy(x),labels,np.repeat(np.arange(len(files)), [*map(len, tables)])
+    shard = np.repeat(np.arange(len(files)), [*map(len, tables)])
+    return torch.from_numpy(x),labels,shard
 
 # %% ../../nbs/engine/14_streams.ipynb #5e1b70c6
 def load_features(
@@ -291,7 +293,8 @@ def _fit_shards(learn, source, out, valid_pct=0.2, seed=42):
     logits = head(x[held]).detach()
     loss = F.cross_entropy(logits, y[held]).item()
     learn.history.rows.append({'frozen': True, 'train_loss': head.loss,
-        'valid_loss': loss, 'error_rate': (logits.argmax(1) != y[held]).float().mean().item()})
+        'valid_loss': loss,
+        'error_rate': (logits.argmax(1) != y[held]).float().mean().item()})
     learn.model.set_submodule(_last_linear(learn.model), head.to(learn.dls.device))
     learn.model.mirror,learn.seeding.vocab = True,classes
     learn.dls = _stand_in(_first(source)[0], classes, learn.dls.valid.warp.size)
@@ -300,7 +303,8 @@ def _fit_shards(learn, source, out, valid_pct=0.2, seed=42):
 # %% ../../nbs/engine/14_streams.ipynb #5e1b70d7
 def _known(logits, y, n, source):
     "What a bundle says of its data and its error"
-    sizes = '\n'.join(f'{_name(o, source)}\t{o.stat().st_size}' for o in _shards(source))
+    sizes = '\n'.join(f'{_name(o, source)}\t{o.stat().st_size}'
+                      for o in _shards(source))
     data = dict(train=n - len(y), valid=len(y),
                 fingerprint=hashlib.sha256(sizes.encode(errors='replace')).hexdigest())
     t = _temperature(logits, y)

@@ -1,4 +1,4 @@
-"""`pets_nb train`, `predict`, `export`, `audit`, `data`, `chapter` and `benchmark`: the library's main jobs, each as one command in a terminal.
+"""`pets_nb train`, `predict`, `export`, `app`, `audit`, `data`, `chapter` and `benchmark`: the library's main jobs, each as one command in a terminal.
 
 Docs: https://pets-nb.github.io/pets_nb/tools/cli.html.md"""
 
@@ -66,7 +66,7 @@ def _weights(text):
 # %% ../../nbs/tools/03_cli.ipynb #d8ac5e01
 _HELP = dict(line.split(None, 1) for line in """\
 images      image files, folders, patterns such as '*.jpg', or - for names on stdin
-data        a folder of images or shards, 'oxford' or 'drawn'; default: see `pets_nb data`
+data        folder of images or shards, 'oxford' or 'drawn'; default: see `pets_nb data`
 labels      'names' of files, 'folders', a CSV file (columns file and label) or 'auto'
 pattern     regular expression; its one group is the label in a file name
 arch        small_network, or a network of timm or torchvision; default: by the data
@@ -95,6 +95,7 @@ what        comma-separated: input, cache, training, evaluation, memory, recipes
 turns       how often each side runs, every time with a new seed
 to          onnx, torch (a torch.export program) or web (a page that needs no server)
 int8        eight-bit ONNX; its loss of accuracy is measured on --test
+port        of the page on this machine; 0: any that is free
 debug       show the traceback of an error""".splitlines())
 
 # %% ../../nbs/tools/03_cli.ipynb #2d2f6c8f
@@ -108,9 +109,10 @@ _READ = dict(
     split=('random', 'chapter', 'official', 'given'), test=_place('folder'),
     valid_pct=_number(float, 0.01, 0.9), resume=_place('folder'), csv=_filled,
     model=_place('folder'), top=_number(int, 1, 1000), runs=_filled, what=_filled,
-    turns=_number(int, 1, 100), to=('onnx', 'torch', 'web'))
+    turns=_number(int, 1, 100), to=('onnx', 'torch', 'web'),
+    port=_number(int, 0, 65535))
 _DEFAULTS = dict(labels='auto', weights='default', seed=42, precision='auto',
-                 valid_pct=0.2, top=5, turns=3, to='onnx')
+                 valid_pct=0.2, top=5, turns=3, to='onnx', port=7860)
 
 def _flag(name): return '--'+name.replace('_', '-')
 
@@ -590,6 +592,12 @@ def _export(a):
     _working()
     export_bundle(_model(a.model), a.to, a.out, a.int8, a.test, a.labels, a.pattern)
 
+def _app(a):
+    "Serve a page on this machine that classifies dropped images"
+    from pets_nb.tools.app import serve_app
+    _working()
+    serve_app(_model(a.model), a.port)
+
 def _data(a):
     "Show which images training would use, and their labels"
     from pets_nb.engine.sources import find_images
@@ -630,6 +638,7 @@ _COMMANDS = dict(
                    'split valid_pct test cache workers on_device out resume', {}),
     predict=(_predict, 'images model top json csv', {}),
     export=(_export, 'model to out int8 test labels pattern', {}),
+    app=(_app, 'model port', {}),
     audit=(_audit, 'data csv', {}),
     data=(_data, 'data labels pattern cache clear_cache', {}),
     chapter=(_chapter,
