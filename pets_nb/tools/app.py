@@ -79,7 +79,7 @@ def _gradio():
 # %% ../../nbs/tools/02b_app.ipynb #0245edbe
 def pets_app(
     bundle, # Folder of a saved model
-): # `gradio.Blocks`, to `launch()` or to mount in a page of your own
+)->object: # `gradio.Blocks`, to `launch()` or to mount in a page of your own
     "A page that names what is in images; `ImportError` without gradio"
     gr = _gradio()
     predictor = Predictor(bundle)
