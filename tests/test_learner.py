@@ -269,7 +269,10 @@ def test_what_devices_compute_in(monkeypatch):
     with pytest.raises(ValueError, match='cpu does not compute in bfloat16, only in float32'): make(fit=0).to_mixed('bfloat16')
     with pytest.raises(ValueError, match="precision is 'int8'"): make(fit=0).to_mixed('int8')
     monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: True)
-    assert bf16_is_fast('cpu') and lr._choose_dtype('cpu')==torch.bfloat16
+    for wins in (True,False): # with the instructions, but slower by them
+        monkeypatch.setattr(lr, '_bf16_wins', lambda: wins)
+        assert bf16_is_fast('cpu')==wins and lr._choose_dtype('cpu')==(torch.bfloat16 if wins else torch.float32)
+        assert lr._choose_dtype('cpu', 'bfloat16')==torch.bfloat16
 
 @pytest.mark.parametrize('capability,dtype', [((6,1),torch.float32), ((7,5),torch.float16), ((8,0),torch.bfloat16)])
 def test_what_gpus_compute_in(monkeypatch, capability, dtype):

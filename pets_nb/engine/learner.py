@@ -10,12 +10,13 @@ __all__ = ['History', 'bf16_is_fast', 'Mixed', 'pets_learner', 'restored', 'quie
 # %% ../../nbs/engine/08_learner.ipynb #4bd73b48
 import io, math, os, random, time
 from contextlib import contextmanager, redirect_stdout
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from .files import config_folder
 from .networks import PetsModel, _bundle, _imagenet, _lite_file
 from .networks import network, small_network
+import torch.nn.functional as F
 from torch import Tensor, nn
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
@@ -141,19 +142,38 @@ def __call__(self:_NonFinite, event:str):
 # %% ../../nbs/engine/08_learner.ipynb #b01d2c15
 def _cpu_has(o): return getattr(torch.cpu, o, bool)()
 
-def bf16_is_fast(
-    device:str|torch.device, # Device of the batches
-)->bool: # True for a GPU from compute capability 8, a CPU with AVX512-BF16 or AMX
-    "Whether `device` computes in bfloat16 natively"
+def _has_bf16(device):
+    "A GPU from compute capability 8, a CPU with AVX512-BF16 or AMX"
     kind = torch.device(device).type
     if kind=='cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     return kind=='cpu' and (_cpu_has('_is_avx512_bf16_supported')
                             or _cpu_has('_is_amx_tile_supported'))
 
-def _fp16_is_fast(device):
+def _has_fp16(device):
     kind = torch.device(device).type
     if kind=='cuda': return torch.cuda.get_device_capability(device)[0]>=7
     return kind=='mps' or (kind=='cpu' and _cpu_has('_is_amx_fp16_supported'))
+
+# %% ../../nbs/engine/08_learner.ipynb #b5f0a002
+@cache
+def _bf16_wins():
+    "Is a convolution on this CPU faster in bfloat16 than in float32?"
+    def seconds(dtype):
+        x,w = (torch.ones(n, 64, s, s, dtype=dtype).contiguous(
+            memory_format=torch.channels_last) for n,s in ((8, 28), (64, 3)))
+        def once():
+            start = time.perf_counter()
+            F.conv2d(x, w, padding=1)
+            return time.perf_counter()-start
+        return min(once() for _ in range(5))
+    return seconds(torch.bfloat16) < 0.8*seconds(torch.float32)
+
+def bf16_is_fast(
+    device:str|torch.device, # Device of the batches
+)->bool: # A GPU that has it, or a CPU on which it is measured to be faster
+    "Whether `device` computes faster in bfloat16 than in float32"
+    gpu = torch.device(device).type=='cuda'
+    return _has_bf16(device) and (gpu or _bf16_wins())
 
 # %% ../../nbs/engine/08_learner.ipynb #effe7a76
 def _choose_dtype(device, request='auto', emulate=False):
@@ -161,10 +181,12 @@ def _choose_dtype(device, request='auto', emulate=False):
     formats = ('auto','float32','bfloat16','float16')
     if request not in formats:
         raise ValueError(f"precision is {request!r}; expected one of {formats}")
-    tests = dict(bfloat16=bf16_is_fast, float16=_fp16_is_fast)
+    tests = dict(bfloat16=_has_bf16, float16=_has_fp16)
     native = [k for k,f in tests.items() if f(device)]
     if request=='auto':
-        request = [*native,'float32'][0 if torch.device(device).type!='mps' else -1]
+        gpu = torch.device(device).type=='cuda'
+        request = ('bfloat16' if bf16_is_fast(device) else
+                   'float16' if gpu and 'float16' in native else 'float32')
     elif request not in ['float32',*native] and not emulate:
         known = ' and '.join(['float32', *native])
         raise ValueError(f"{device} does not compute in {request}, only in {known}: "
