@@ -211,8 +211,8 @@ def _copy_groups(looks):
     pairs = _close_pairs(np.frombuffer(bytes.fromhex(''.join(hashes)), np.uint8)
         .reshape(-1, 16))
     if pairs: which = _components(pairs, len(hashes))[which]
-    groups = pd.Series(at).groupby(which, sort=False).agg(list)
-    return [o for o in groups if len(o) > 1]
+    many = np.bincount(which)[which] > 1
+    return [*pd.Series(at[many]).groupby(which[many], sort=False).agg(list)]
 
 def _components(pairs, n):
     "The number of the component of each of `n` nodes"
