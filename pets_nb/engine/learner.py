@@ -8,7 +8,7 @@ Docs: https://pets-nb.github.io/pets_nb/engine/learner.html.md"""
 __all__ = ['History', 'bf16_is_fast', 'Mixed', 'pets_learner', 'restored', 'quiet', 'get_logits', 'partial_fine_tune']
 
 # %% ../../nbs/engine/08_learner.ipynb #4bd73b48
-import io, math, os, random, time
+import ctypes, io, math, os, platform, random, time
 from contextlib import contextmanager, redirect_stdout
 from functools import cache, partial
 from pathlib import Path
@@ -300,6 +300,14 @@ def _described(learn, why, seed, dtype):
     return (f"{model.arch}{f' ({why})' if why else ''}, {n:,} weights: {model.origin}; "
             f"{get_c(dls)} classes; seed {seed}; {dls.device}, {str(dtype)[6:]}")
 
+# %% ../../nbs/engine/08_learner.ipynb #b5f0a004
+def _reuse_memory():
+    "Let glibc keep large blocks that were freed; other systems are left alone"
+    if platform.libc_ver()[0]!='glibc': return
+    libc = ctypes.CDLL('libc.so.6')
+    libc.mallopt(-4, 0) # M_MMAP_MAX: no block is mapped on its own
+    libc.mallopt(-1, 2**31-1) # M_TRIM_THRESHOLD: none is returned
+
 # %% ../../nbs/engine/08_learner.ipynb #fe5ac724
 def pets_learner(
     dls:DataLoaders, # Images and labels, for example from `pets_dls`
@@ -316,6 +324,7 @@ def pets_learner(
     "A seeded learner: pretrained body, new head, history kept"
     dtype,why = _choose_dtype(dls.device, precision),''
     if arch is None: arch,why = _choose_arch(dls, weights)
+    if torch.device(dls.device).type=='cpu': _reuse_memory()
     set_seed(seed)
     classes = list(getattr(dls, 'vocab', []))
     model = network(arch, get_c(dls), weights, head, classes=classes).to(dls.device)
