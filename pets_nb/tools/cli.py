@@ -440,12 +440,12 @@ def _training_in(folder, learn, a):
 # %% ../../nbs/tools/03_cli.ipynb #b7a20e92
 def _prepare_shards(a):
     "The learner for images in shards"
-    from pets_nb.engine.streams import _shards_learner
+    from pets_nb.engine.streams import shards_learner
     names = 'labels pattern split test cache workers on_device epochs'.split()
     odd = [_flag(o) for o in names if getattr(a, o) not in (None, 'auto', False, 0)]
     if odd: raise ValueError(f"leave out {', '.join(odd)}: from shards, only the head "
                              "is trained, on the features of each image")
-    learn = _shards_learner(a.data, a.arch, a.weights, a.size, seed=a.seed,
+    learn = shards_learner(a.data, a.arch, a.weights, a.size, seed=a.seed,
                             precision=a.precision)
     a.arch,a.size,a.epochs = learn.model.arch,learn.dls.valid.warp.size,0
     return learn
