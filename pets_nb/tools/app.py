@@ -12,11 +12,14 @@ import os, socket, tempfile
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
+from PIL import Image
 from ..engine.bundle import Predictor
 from ..engine.files import ImageError, open_image, shown
 from ..trust import class_map
 
 # %% ../../nbs/tools/02b_app.ipynb #dbb77f93
+_SHOWN = 300 # pixels
+
 def _heat(model, x, k):
     "Grad-CAM of class `k` for one image (1, 3, H, W) from 0 to 1: (H, W), 0 to 1"
     z = model[0]((x-model.mean)/model.std).requires_grad_()
@@ -26,12 +29,13 @@ def _heat(model, x, k):
     return heat/heat.max().clamp(min=1e-12)
 
 def _overlay(predictor, pixels, k):
-    "The square that the network saw, with the evidence for class `k` on top"
+    "The square that the network saw, enlarged, with the evidence for class `k` on top"
     from matplotlib import colormaps
     x = torch.from_numpy(pixels).to(predictor.device).permute(2, 0, 1)[None]/255
     heat = _heat(predictor.model, x, k).cpu().numpy()
     colour = colormaps['inferno'](heat)[...,:3]*255
-    return (0.4*pixels + 0.6*colour).astype(np.uint8)
+    both = Image.fromarray((0.4*pixels + 0.6*colour).astype(np.uint8))
+    return both.resize((_SHOWN, _SHOWN), Image.Resampling.BICUBIC)
 
 # %% ../../nbs/tools/02b_app.ipynb #d83a7bf1
 _MAX_MB,_MAX_FILES = 20,1000
@@ -72,7 +76,8 @@ def _gradio():
     if find_spec('gradio') is None:
         raise ImportError("gradio is not installed: pip install 'pets_nb[app]'")
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
-    os.environ.setdefault('GRADIO_TEMP_DIR', tempfile.mkdtemp(prefix='pets_nb-app-'))
+    if 'GRADIO_TEMP_DIR' not in os.environ: # uploads
+        os.environ['GRADIO_TEMP_DIR'] = tempfile.mkdtemp(prefix='pets_nb-app-')
     import gradio
     return gradio
 
@@ -146,19 +151,23 @@ def _asgi(page):
         max_file_size=_MAX_MB*10**6, footer_links=[], ssr_mode=False, theme=theme,
         run_history=False, enable_monitoring=False, pwa=False, mcp_server=False)
 
+# %% ../../nbs/tools/02b_app.ipynb #b5f0a011
 def serve_app(
     bundle, # Folder of a saved model
     port:int=7860, # 0: any that is free
 ):
     "Serve the page on 127.0.0.1 until Ctrl-C; `OSError` if the port is taken"
-    gr = _gradio()
-    import uvicorn
-    try: sock = socket.create_server(('127.0.0.1', port))
+    with tempfile.TemporaryDirectory(prefix='pets_nb-app-') as folder:
+        os.environ['GRADIO_TEMP_DIR'] = folder # uploads; removed at the end
+        _gradio()
+        import uvicorn
+        with _socket(port) as sock:
+            app,port = _asgi(pets_app(bundle)),sock.getsockname()[1]
+            print(f'http://127.0.0.1:{port} (Ctrl-C ends it)', flush=True)
+            config = uvicorn.Config(app, log_level='error', timeout_graceful_shutdown=1)
+            uvicorn.Server(config).run(sockets=[sock])
+
+def _socket(port):
+    try: return socket.create_server(('127.0.0.1', port))
     except OSError as e: raise OSError(f"port {port} can't be used "
         f"({(e.strerror or str(e)).lower()}): choose another with --port") from None
-    with sock, tempfile.TemporaryDirectory(prefix='pets_nb-app-') as folder:
-        os.environ['GRADIO_TEMP_DIR'] = folder # uploads; removed at the end
-        app = _asgi(pets_app(bundle))
-        print(f'http://127.0.0.1:{sock.getsockname()[1]} (Ctrl-C ends it)', flush=True)
-        config = uvicorn.Config(app, log_level='error', timeout_graceful_shutdown=1)
-        uvicorn.Server(config).run(sockets=[sock])
