@@ -11,7 +11,8 @@ __all__ = ['read_shard', 'shard_features', 'load_features', 'shards_learner']
 import hashlib, io, json, os, re, sys, tarfile
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from pets_nb.engine.bundle import (_card, _metrics, _none_of_these, _temperature,
@@ -26,6 +27,7 @@ from .sources import _part_names, _stratified
 import numpy as np, torch, torch.nn.functional as F
 from fastai.learner import Learner
 from fastai.torch_core import default_device
+from fastcore.basics import chunked
 from fastcore.foundation import L
 
 # %% ../../nbs/engine/14_streams.ipynb #1406bd66
@@ -49,17 +51,15 @@ def _files(path):
 # %% ../../nbs/engine/14_streams.ipynb #5e1b70c2
 def _from_tar(path):
     _check_end(path)
-    key,image,label = None,None,None
-    for name,suffix,file in _files(path):
-        if name != key:
-            if image is not None: yield key,image,label
-            key,image,label = name,None,None
-        if suffix in ('.cls', '.txt'): label = file.read().decode().strip()
-        elif suffix in IMAGE_SUFFIXES:
-            if image is not None: raise ValueError(
-                f'{shown(path)} has two images with the key {shown(key)}')
-            image = file.read()
-    if image is not None: yield key,image,label
+    for key,files in groupby(_files(path), itemgetter(0)):
+        image = label = None
+        for _,suffix,file in files:
+            if suffix in ('.cls', '.txt'): label = file.read().decode().strip()
+            elif suffix in IMAGE_SUFFIXES:
+                if image is not None: raise ValueError(
+                    f'{shown(path)} has two images with the key {shown(key)}')
+                image = file.read()
+        if image is not None: yield key,image,label
 
 # %% ../../nbs/engine/14_streams.ipynb #7c8a3baa
 def _arrow():
@@ -69,6 +69,7 @@ def _arrow():
                           "'pets_nb[distributed]'") from None
     return pq
 
+# %% ../../nbs/engine/14_streams.ipynb #b281dd99
 def _class_names(schema):
     "Names of the classes, where Hugging Face's `ClassLabel` keeps them"
     words = json.loads((schema.metadata or {}).get(b'huggingface', b'{}'))
@@ -122,19 +123,12 @@ def _fingerprint(learn, mirror):
     return digest.hexdigest()[:16]
 
 # %% ../../nbs/engine/14_streams.ipynb #e17f876e
-def _batches(path, bs):
-    rows = read_shard(path)
-    while some := list(islice(rows, bs)): yield some
-
-def _readable(warp, rows):
-    "The rows whose images can be read, these images, and the other rows' keys"
-    def view(i, o):
-        try: return warp.middle(o[1])
+def _views(warp, rows):
+    "The middle of each image; None for one that can't be read"
+    def view(i, row):
+        try: return warp.middle(row[1])
         except ImageError: return None
-    views = _each(view, rows)
-    good = [(o, v) for o,v in zip(rows, views) if v is not None]
-    return *map(list, zip(*good) if good else ((), ())), [
-        o[0] for o,v in zip(rows, views) if v is None]
+    return _each(view, rows)
 
 # %% ../../nbs/engine/14_streams.ipynb #5e1b70c4
 @torch.no_grad()
@@ -142,11 +136,12 @@ def _one_shard(learn, model, path, bs):
     "Keys, labels and features of the shard's readable images, and the others' keys"
     rows,xs,bad = [],[],[]
     device,dtype = next(model.parameters()).device,_dtype_of(learn)
-    for some in _batches(path, bs):
-        good,views,unread = _readable(learn.dls.valid.warp, some)
-        bad += unread
-        rows += [(o[0], o[2]) for o in good]
-        if not good: continue
+    for some in chunked(read_shard(path), bs):
+        views = _views(learn.dls.valid.warp, some)
+        bad += [o[0] for o,v in zip(some, views) if v is None]
+        rows += [(o[0], o[2]) for o,v in zip(some, views) if v is not None]
+        views = [o for o in views if o is not None]
+        if not views: continue
         x = torch.from_numpy(np.stack(views)).to(device).permute(0, 3, 1, 2).float()/255
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             xs.append(model(x).float().cpu().numpy())
