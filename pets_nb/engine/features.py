@@ -10,6 +10,7 @@ __all__ = ['get_features', 'LinearHead', 'fit_head', 'head_first']
 # %% ../../nbs/engine/10_features.ipynb #faee2976
 import math, time
 from contextlib import contextmanager
+from copy import deepcopy
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor, nn
 from fastai.callback.core import Callback
@@ -90,6 +91,7 @@ def _folds(y, k, seed=0):
     fold[at[np.argsort(y.cpu().numpy()[at], kind='stable')]] = np.arange(len(y))%k
     return torch.from_numpy(fold).to(y.device)
 
+# %% ../../nbs/engine/10_features.ipynb #03095513
 def _held_out_losses(x, y, held, n):
     "The cross-entropy of held-back images by penalty, until it rises twice"
     w,losses = None,[]
@@ -114,6 +116,7 @@ class LinearHead(nn.Linear):
     def extra_repr(self):
         return f'{super().extra_repr()}, l2={self.l2:.2g}, loss={self.loss:.3f}'
 
+# %% ../../nbs/engine/10_features.ipynb #649263e7
 def fit_head(
     x:Tensor, # Features (N,D)
     y:Tensor, # Targets (N,), int64
@@ -152,7 +155,7 @@ def _score(row): return row.get('error_rate', row['valid_loss'])
 
 def _tune(learn, row, epochs, lr, first, cbs=None, **kwargs):
     "Fine-tune from the fitted head; put the head alone back if the error has risen"
-    kept = {k: v.detach().clone() for k,v in learn.model.state_dict().items()}
+    kept = deepcopy(learn.model.state_dict())
     partial_fine_tune(learn, epochs, first=first, base_lr=2*lr, freeze_epochs=0,
                       lr_mult=1, cbs=[*L(cbs), _KeepNorm()], **kwargs)
     now = _validate(learn)

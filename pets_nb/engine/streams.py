@@ -8,7 +8,7 @@ Docs: https://pets-nb.github.io/pets_nb/engine/streams.html.md"""
 __all__ = ['read_shard', 'shard_features', 'load_features', 'shards_learner']
 
 # %% ../../nbs/engine/14_streams.ipynb #909b5207
-import hashlib, io, json, os, re, sys, tarfile
+import hashlib, json, os, re, sys, tarfile
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
