@@ -7,46 +7,53 @@ Docs: https://pets-nb.github.io/pets_nb/many_machines.html.md"""
 # %% auto #0
 __all__ = ['process_group', 'Distributed']
 
-# %% ../nbs/13_many_machines.ipynb #d1300003
+# %% ../nbs/13_many_machines.ipynb #0c965df9
 import os
 from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing import parent_process
 import torch, torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from fastai.callback.core import Callback
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 from fastai.learner import AvgMetric
 from fastai.torch_core import num_distrib, rank_distrib
 
-# %% ../nbs/13_many_machines.ipynb #d1300004
+# %% ../nbs/13_many_machines.ipynb #f4ece0fa
 @contextmanager
 def process_group():
     "Join the processes that `torchrun` or `accelerate launch` has started, if any"
     if num_distrib() < 2: yield; return
     gpu = torch.cuda.is_available()
     if gpu: torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    elif parent_process(): torch.set_num_threads(1) # a fork has none of the threads
     dist.init_process_group('nccl' if gpu else 'gloo', timeout=timedelta(hours=2))
     yield
     dist.destroy_process_group()
 
-# %% ../nbs/13_many_machines.ipynb #d1300005
+# %% ../nbs/13_many_machines.ipynb #dab32ba2
 class Distributed(Callback):
     "Train one model in all processes: each reads its share of every batch"
     order,name = 20,'distributed' # after Mixed (10), before the recorder (50)
     def before_fit(self):
         self.check()
+        if rank_distrib(): self.learn.logger = noop
         if self.dls.device.type == 'cuda':
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.ddp = DistributedDataParallel(self.model)
 
-    def share(self): self.dl.share = rank_distrib(),num_distrib()
-    before_train = share
-    def after_train(self): self.dl.share = 0,1
-    def before_batch(self):
-        if self.training: self.learn.model = self.ddp
-    def after_pred(self):
-        if self.training: self.learn.model = self.ddp.module
+# %% ../nbs/13_many_machines.ipynb #766e64dd
+@patch
+def before_train(self:Distributed): self.dl.share = rank_distrib(),num_distrib()
+@patch
+def after_train(self:Distributed): self.dl.share = 0,1
+@patch
+def before_batch(self:Distributed):
+    if self.training: self.learn.model = self.ddp
+@patch
+def after_pred(self:Distributed):
+    if self.training: self.learn.model = self.ddp.module
 
 # %% ../nbs/13_many_machines.ipynb #d1300006
 @patch
@@ -59,13 +66,14 @@ def after_loss(self:Distributed):
     self.learn.loss = total[0]/total[1]
     self.learn.loss_grad = self.loss_grad*(n*num_distrib()/total[1])
 
-# %% ../nbs/13_many_machines.ipynb #d1300007
+# %% ../nbs/13_many_machines.ipynb #51510ed4
 @patch
 def before_validate(self:Distributed):
     "Validate the first process's batch-norm statistics, which are those that are saved"
     for o in self.model.buffers(): dist.broadcast(o, 0)
-    if not hasattr(self.learn, 'gather_preds'): self.share()
+    if not hasattr(self.learn, 'gather_preds'): self.before_train()
 
+# %% ../nbs/13_many_machines.ipynb #fd680e1d
 @patch
 def after_validate(self:Distributed):
     "Sum losses and metrics over the processes"

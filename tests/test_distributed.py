@@ -108,32 +108,76 @@ def test_a_batch_has_an_image_for_each_process(pets, monkeypatch, world, bs, fau
     if not fault: return cb.check()
     with pytest.raises(ValueError, match=fault): cb.check()
 
-FEATURES = """
-import os, sys
-from pets_nb.engine.streams import shard_features
+NOTEBOOK = """
+import sys, torch
+from accelerate import notebook_launcher
+from fastai.torch_core import num_distrib, rank_distrib
+from torch.distributed.elastic.utils.distributed import get_free_port
+from pets_nb.engine.features import _KeepNorm
 from pets_nb.engine.learner import pets_learner
 from pets_nb.engine.loaders import pets_dls
-dls = pets_dls(sys.argv[1], size=64, bs=4, verbose=False, device='cpu')
-learn = pets_learner(dls, 'small_network', precision='float32', verbose=False)
-n = shard_features(learn, sys.argv[2], sys.argv[3])
-open(f"{sys.argv[3]}.rank{os.environ['RANK']}", 'w').write(str(n))
+from pets_nb.many_machines import Distributed, process_group
+torch.set_num_threads(2)
+dls = pets_dls(sys.argv[1], size=64, bs=9, augment=False, device='cpu', verbose=False)
+def fit(name):
+    with process_group():
+        learn = pets_learner(dls, 'small_network', precision='float32', verbose=False)
+        if num_distrib() > 1: learn.add_cb(Distributed())
+        with learn.no_bar(): learn.fit(2, 1e-3, cbs=_KeepNorm())
+        if not rank_distrib(): learn.history.table[['train_loss', 'valid_loss']].to_csv(f'{sys.argv[2]}/{name}', index=False)
+fit('one')
+dls.train.rng.seed(0); fit('again')
+dls.train.rng.seed(0); notebook_launcher(fit, ('two',), num_processes=2, use_port=str(get_free_port()))
 """
 
-def test_torchrun_shares_the_shards(pets, tmp_path):
-    pytest.importorskip('pyarrow')
+def test_notebook_launcher_after_threads_were_used(pets, tmp_path):
+    "A fork that waits for its parent's threads would never end; the first process alone prints"
+    pytest.importorskip('accelerate')
+    (tmp_path/'notebook.py').write_text(NOTEBOOK)
+    code,out,err = run(alone(tmp_path/'notebook.py', pets, tmp_path))
+    assert code == 0, err[-2000:]
+    again,two = (np.loadtxt(tmp_path/o, delimiter=',', skiprows=1) for o in ('again', 'two'))
+    np.testing.assert_allclose(two, again, rtol=1e-4)
+    assert out.count('[1, ') == 3 # the table of 'one', 'again' and 'two'
+
+EXTRACT = """
+import sys
+from pets_nb.engine.streams import shard_features, shards_learner
+learn = shards_learner(sys.argv[1], 'small_network', size=64, precision='float32', verbose=False)
+shard_features(learn, *sys.argv[1:])
+"""
+
+def accelerated(*args):
+    from torch.distributed.elastic.utils.distributed import get_free_port
+    return [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes=2', f'--main_process_port={get_free_port()}', *map(str, args)]
+
+def test_features_by_two_processes_one_of_which_is_killed(pets, tmp_path):
+    "Run again, it does the shards that are missing and no others"
+    for o in ('accelerate', 'pyarrow'): pytest.importorskip(o)
+    psutil = pytest.importorskip('psutil')
     from pets_nb.engine.streams import load_features
     files,shards,out = sorted(pets.glob('images/*.jpg')),tmp_path/'shards',tmp_path/'features'
     shards.mkdir()
-    for i in range(3):
+    (tmp_path/'extract.py').write_text(EXTRACT)
+    for i in range(6):
         with tarfile.open(shards/f'{i}.tar', 'w') as tar:
-            for o in files[i::3]:
+            for k,o in enumerate(files*6):
                 (tmp_path/'label').write_text(o.stem.rpartition('_')[0])
-                tar.add(o, o.name)
-                tar.add(tmp_path/'label', f'{o.stem}.cls')
-    (tmp_path/'go.py').write_text(FEATURES)
-    code,_,err = run(launched(tmp_path/'go.py', pets, shards, out))
+                tar.add(o, f'{k}.jpg')
+                tar.add(tmp_path/'label', f'{k}.cls')
+    p = start(accelerated(tmp_path/'extract.py', shards, out))
+    deadline = time.monotonic() + 120
+    while not (out/'1.tar.parquet').exists():
+        assert p.poll() is None and time.monotonic() < deadline, p.communicate()[1][-2000:]
+        time.sleep(0.02)
+    victim, = [o for o in psutil.Process(p.pid).children(recursive=True) if o.environ().get('RANK') == '1']
+    victim.kill()
+    p.communicate(timeout=60)
+    assert p.returncode != 0
+    before = {o: o.stat().st_mtime_ns for o in out.glob('*.parquet')}
+    assert out/'1.tar.parquet' in before and len(before) < 6
+    code,_,err = run(accelerated(tmp_path/'extract.py', shards, out))
     assert code == 0, err[-2000:]
-    counts = [int((tmp_path/f'features.rank{r}').read_text()) for r in range(2)]
-    assert counts == [len(files[0::3]) + len(files[2::3]), len(files[1::3])]
-    x,y,classes = load_features(out)
-    assert len(x) == len(files) and classes == ['Bombay', 'Persian', 'pug']
+    assert {o: o.stat().st_mtime_ns for o in before} == before and len([*out.iterdir()]) == 6
+    x,_,classes = load_features(out)
+    assert len(x) == 6*6*len(files) and classes == ['Bombay', 'Persian', 'pug']
