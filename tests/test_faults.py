@@ -453,7 +453,8 @@ def _lives(pid):
 
 def _kill(rng, args, cwd, number, longest):
     "Start a command, kill it after a while; the seconds it ran, and its children that still live"
-    p = subprocess.Popen([sys.executable, *args], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENV)
+    p = subprocess.Popen([sys.executable, *args], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENV,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a background shell hands down an ignored SIGINT
     wait = rng.uniform(0.2, longest)
     try: p.wait(wait)
     except subprocess.TimeoutExpired: pass
@@ -566,11 +567,11 @@ def table(found):
 def record(file, kinds, how_many, seed=0):
     "Run these kinds, and replace their rows in a JSON file"
     file = Path(file)
-    old = json.loads(file.read_text()) if file.exists() else dict(rows=[], wrong=[])
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(Path(folder))
         for kind in kinds:
             found = cases(kind, how_many[kind], seed, model)
+            old = json.loads(file.read_text()) if file.exists() else dict(rows=[], wrong=[])
             for k,new in dict(rows=table(found), wrong=[asdict(o) for o in found if not o.right]).items():
                 old[k] = [o for o in old[k] if o['kind'].partition(':')[0]!=kind] + new
             print(kind, len(found), 'cases,', sum(not o.right for o in found), 'wrong', flush=True)
