@@ -587,6 +587,11 @@ def test_faults(kind, model, request):
     wrong = [o for o in found if not o.right]
     assert len(found)>=how_many[kind] and not wrong, '\n'.join(map(str, wrong[:20]))
 
+@pytest.mark.parametrize('module', ['pets_nb', 'pets_nb.tools.cli'])
+def test_a_module_that_holds_the_command_runs_it(module):
+    res = subprocess.run([sys.executable, '-m', module, 'train', '--lr', '0'], capture_output=True, env=ENV, timeout=60)
+    assert res.returncode==2 and one_line(res.stderr) and b'--lr' in res.stderr and not res.stdout
+
 if __name__=='__main__':
     chosen = [o for o in sys.argv[1:] if o in KINDS] or list(KINDS)
     file = next((o for o in sys.argv[1:] if o.endswith('.json')), 'faults.json')

@@ -736,3 +736,6 @@ def main(
             if not (closed or status): _complain(f"the output can't be written: {e}")
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return 141 if closed else 2
+
+# %% ../../nbs/tools/03_cli.ipynb #7d1c0e55
+if __name__ == '__main__' and '__file__' in globals(): raise SystemExit(main())
