@@ -82,8 +82,8 @@ def test_strays_and_misnamed(tmp_path):
     (tmp_path/'pug.eps').write_bytes(eps)
     (tmp_path/'empty.jpg').write_bytes(b'')
     t = audit(tmp_path).table.set_index('file')
-    assert dict(t.problems) == {'notes.txt':'not an image', 'photo':'misnamed image', 'photo.dat':'misnamed image', 'a.heic':'not an image',
-        'b.jpg':'undecodable', 'pug.eps':'not an image', 'empty.jpg':'undecodable'}
+    assert dict(t.problems) == {'notes.txt':'not an image', 'photo':'misnamed image', 'photo.dat':'misnamed image', 'a.heic':'HEIC',
+        'b.jpg':'HEIC', 'pug.eps':'not an image', 'empty.jpg':'undecodable'}
     assert t.detail['a.heic'] == t.detail['b.jpg'] and 'pillow-heif' in t.detail['b.jpg'] and t.detail['empty.jpg'] == 'the file is empty'
 
 def test_other_suffixes_are_images(tmp_path):

@@ -592,6 +592,11 @@ def test_a_module_that_holds_the_command_runs_it(module):
     res = subprocess.run([sys.executable, '-m', module, 'train', '--lr', '0'], capture_output=True, env=ENV, timeout=60)
     assert res.returncode==2 and one_line(res.stderr) and b'--lr' in res.stderr and not res.stdout
 
+def test_the_audit_of_a_phones_folder_names_pillow_heif(tmp_path):
+    for name in ('IMG_1.HEIC', 'IMG_2.jpg'): (tmp_path/name).write_bytes(b'\0\0\0\x18ftypheic'+bytes(50))
+    status,out,err,*_ = fresh(MAIN, 'audit', '--data', str(tmp_path), env=dict(PETS_NB_CACHE=str(tmp_path/'memory')))
+    assert status==1 and b'pillow-heif' in out and b'IMG_1.HEIC' in out and b'nor its content' not in out, err
+
 if __name__=='__main__':
     chosen = [o for o in sys.argv[1:] if o in KINDS] or list(KINDS)
     file = next((o for o in sys.argv[1:] if o.endswith('.json')), 'faults.json')

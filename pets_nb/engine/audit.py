@@ -27,6 +27,7 @@ from .files import _named_image, _open_regular
 _LEFT_OUT = {
     'unreadable': 'the system refuses to open it',
     'not an image': 'neither its name nor its content is an image',
+    'HEIC': 'no decoder for it: save it as JPEG, or install pillow-heif',
     'misnamed image': "its name doesn't have the suffix of an image: rename it",
     'undecodable': 'named like an image, but no decoder can read it',
     'truncated': 'part of the image is missing',
@@ -109,8 +110,10 @@ def _look(path):
         with _open_regular(path) as f, _header(f) as im: _look_inside(f, im, path, row)
     except Exception as e:
         e = e if isinstance(e, ImageError) else _fault(e)
-        stray = e.kind == 'undecodable' and not row['format'] and not _named_image(path)
-        row['found']['not an image' if stray else e.kind] = str(e)
+        kind,stray = e.kind, not row['format'] and not _named_image(path)
+        if kind == 'undecodable' and stray: kind = 'not an image'
+        if str(e).startswith('an HEIC'): kind = 'HEIC'
+        row['found'][kind] = str(e)
     return row
 
 # %% ../../nbs/engine/01_audit.ipynb #7c5e0a03
@@ -130,7 +133,7 @@ def _look_inside(f, im, path, row):
         found['trailing bytes'] = f'{_count(n, "byte")} after the end mark'
 
 # %% ../../nbs/engine/01_audit.ipynb #d1a73806
-_VERSION = f'1 {PIL.__version__}' # Another Pillow may read other files
+_VERSION = f'2 {PIL.__version__}' # Another Pillow may read other files
 
 def _memory(folder):
     "The file that remembers the rows of a folder"
@@ -170,7 +173,7 @@ def _folder_looks(folder, paths, pool):
         for i,row in zip(new, looked): rows[i] = row
     finally:
         sure = {keys[i]: rows[i] for i in new if keys[i] and rows[i]
-            and not {'unreadable','undecodable'} & set(rows[i]['found'])}
+            and not {'unreadable','undecodable','HEIC'} & set(rows[i]['found'])}
         if sure: _remember(folder, known | sure)
     return rows
 
