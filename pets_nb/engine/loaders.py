@@ -13,7 +13,7 @@ from pets_nb.engine.files import (config_folder, open_image, shown, write_json,
 from .pipeline import (OneWarp, augmentation_matrix, sample_augmentations,
     _each, _item_size, _jpeg, _lighting_tables, _square)
 from .sources import ImageSet, find_images
-import hashlib, itertools, json, math, os, re, shutil, sys, time, zlib
+import hashlib, itertools, json, math, os, shutil, sys, time, zlib
 from dataclasses import dataclass
 from multiprocessing import current_process
 from pathlib import Path
@@ -31,19 +31,13 @@ from fastai.vision.core import PILImage, TensorImage
 # %% ../../nbs/engine/06_loaders.ipynb #4b0aa07f
 class _Batches:
     "What a worker process holds: reads a batch, given its indices and seed"
-    def __init__(self, dl): self.data,self.warp,self.known = dl.dataset,dl.warp,{}
-    def label(self, i):
-        item = self.data.items[i]
-        if not isinstance(item, (str, Path)): return int(self.data.tls[1][i])
-        if item not in self.known: self.known[item] = int(self.data.tls[1][i])
-        return self.known[item]
-
+    def __init__(self, dl): self.data,self.warp = dl.dataset,dl.warp
     def __getitem__(self, batch):
         idxs,seed = batch
         items = [self.data.items[i] for i in idxs]
         x = self.warp.fetch(items, not self.data.split_idx, seed)
         if len(self.data.tls) == 1: return (x,)
-        return x,torch.tensor([*map(self.label, idxs)])
+        return x,torch.tensor([int(self.data.tls[1][i]) for i in idxs])
 
 # %% ../../nbs/engine/06_loaders.ipynb #61ba3926
 class FastDL(TfmdDL):
@@ -56,20 +50,6 @@ class FastDL(TfmdDL):
         tfms = getattr(self.after_item, 'fs', ())
         return next((o for o in tfms if isinstance(o, OneWarp)), None)
 
-    def _plan(self):
-        "Indices and seed of each batch of an epoch"
-        idxs = [*itertools.islice(self.get_idxs(), self.n)]
-        parts = chunked(idxs, self.bs)
-        if self.shuffle and not self.drop_last: parts = np.array_split(idxs, len(self))
-        plan = [([*map(int, o)], self.rng.getrandbits(62)) for o in parts
-                if len(o) == self.bs or not self.drop_last]
-        rank,world = self.share
-        if world == 1: return plan
-        mine = ((idxs[rank::world], seed + rank) for idxs,seed in plan)
-        return [o for o in mine if o[0]]
-
-    def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, False)
-
     def __iter__(self):
         if self.warp is None or self.bs is None: yield from super().__iter__(); return
         self.randomize(); self.before_iter()
@@ -79,8 +59,22 @@ class FastDL(TfmdDL):
             yield self.after_batch(b)
         self.after_iter()
 
+    def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, False)
     def __getstate__(self):
         return {k: v for k,v in vars(self).items() if k not in ('_loader', '_busy')}
+
+# %% ../../nbs/engine/06_loaders.ipynb #bf8e6204
+@patch
+def _plan(self:FastDL):
+    "Indices and seed of each batch of an epoch"
+    idxs = [*map(int, itertools.islice(self.get_idxs(), self.n))]
+    even = self.shuffle and not self.drop_last
+    parts = np.array_split(idxs, len(self)) if even else chunked(idxs, self.bs)
+    if self.drop_last: parts = (o for o in parts if len(o) == self.bs)
+    plan = [([*map(int, o)], self.rng.getrandbits(62)) for o in parts]
+    rank,world = self.share
+    mine = ((idxs[rank::world], seed + rank) for idxs,seed in plan)
+    return [o for o in mine if o[0]]
 
 # %% ../../nbs/engine/06_loaders.ipynb #950534fb
 @patch
@@ -97,6 +91,7 @@ def _fetch(self:FastDL, plan):
         raise
     finally: self._busy = False
 
+# %% ../../nbs/engine/06_loaders.ipynb #45e813d7
 @patch
 def _workers(self:FastDL):
     if self._loader is None:
@@ -120,7 +115,7 @@ class PixelCache:
         where='memory', # 'memory', a folder, or True for one in fastai's data folder
         limit:int=10*2**30, # Most bytes for all caches in the folder
     ):
-        self.file,self.at,self.tested = None,{},set()
+        self.file,self.at = None,{}
         files,warp = [Path(o).absolute() for o in files],OneWarp(size)
         if where != 'memory': return self._open_or_build(files, warp, where, limit)
         self.at = dict(zip(map(str, files), _each(lambda i,o: warp.presized(o), files)))
@@ -132,7 +127,7 @@ class PixelCache:
 
     def __getstate__(self): return dict(file=self.file)
     def __setstate__(self, state):
-        self.file,self.at,self.tested = state['file'],{},set()
+        self.file,self.at = state['file'],{}
         if self.file and self.file.exists(): self._load()
 
 # %% ../../nbs/engine/06_loaders.ipynb #e231244f
@@ -146,15 +141,9 @@ def get(self:PixelCache,
     if found is None or self.file is None: return found
     offset,h,w,k,crc = found
     data = self.pixels[offset:offset + 3*h*w]
-    if name not in self.tested:
-        if _crc(data, h, w) != crc:
-            print(f'Cache: {shown(name)} is damaged; reading its file', file=sys.stderr)
-            del self.at[name]
-            return
-        self.tested.add(name)
-    return data.reshape(h, w, 3),k
-
-def _crc(data, h, w): return zlib.crc32(data, h*2**16 + w & 0xffffffff)
+    if zlib.crc32(data) == crc: return data.reshape(h, w, 3),k
+    print(f'Cache: {shown(name)} is damaged; reading its file', file=sys.stderr)
+    del self.at[name]
 
 # %% ../../nbs/engine/06_loaders.ipynb #871f430a
 @patch
@@ -165,6 +154,7 @@ def _load(self:PixelCache):
     if self.pixels.shape != (words['bytes'],): raise ValueError('wrong length')
     return words['signatures']
 
+# %% ../../nbs/engine/06_loaders.ipynb #81843ff5
 @patch
 def _usable(self:PixelCache, files, signatures):
     if not self.file.exists(): return False
@@ -185,10 +175,10 @@ def _open_or_build(self:PixelCache, files, warp, where, limit):
     folder = config_folder('data')/'pets_nb-cache' if where is True else Path(where)
     folder.mkdir(parents=True, exist_ok=True)
     signatures = [[(s := o.stat()).st_size, s.st_mtime_ns] for o in files]
-    key = repr((1, warp.short, *map(str, files))).encode('utf8', 'surrogateescape')
+    key = repr((2, warp.short, *map(str, files))).encode('utf8', 'surrogateescape')
     self.file = folder/f'{hashlib.sha256(key).hexdigest()[:16]}.npy'
     with _locked(folder/'.lock', f'a cache in {shown(folder)}'):
-        _tidy(folder)
+        for o in folder.glob('*.npy.part'): o.unlink() # a killed process left it
         if not self._usable(files, signatures):
             began = time.perf_counter()
             self._build(files, signatures, warp, limit)
@@ -203,43 +193,35 @@ def _build(self:PixelCache, files, signatures, warp, limit):
     "Decode everything into a file, completely or not at all"
     part,at,offset = Path(f'{self.file}.part'),{},0
     _remove(self.file)
-    def header(f, n): np.lib.format.write_array_header_1_0(
-        f, dict(descr='|u1', fortran_order=False, shape=(n,)))
     try:
         with part.open('wb') as f:
-            header(f, 0) # with room for the number of bytes
+            _header(f, 0) # with room for the number of bytes
             for some in chunked(files, 64):
                 for file,(x,k) in zip(some, _each(lambda i,o: warp.presized(o), some)):
-                    x,(h,w) = np.ascontiguousarray(x).reshape(-1),x.shape[:2]
-                    at[str(file)] = [offset, h, w, k, _crc(x, h, w)]
-                    f.write(x.data)
-                    offset += x.size
+                    data,(h,w) = x.tobytes(),x.shape[:2]
+                    at[str(file)] = [offset, h, w, k, zlib.crc32(data)]
+                    offset += f.write(data)
                 _make_room(self.file, offset, offset*len(files)//len(at), limit)
             f.seek(0)
-            header(f, offset)
+            _header(f, offset)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(part, self.file)
-        words = dict(at=at, bytes=offset, signatures=signatures)
-        write_json(self.file.with_suffix('.json'), words)
+        part.replace(self.file)
     finally: part.unlink(missing_ok=True)
+    words = dict(at=at, bytes=offset, signatures=signatures)
+    write_json(self.file.with_suffix('.json'), words)
 
 # %% ../../nbs/engine/06_loaders.ipynb #bd24ae8e
-def _caches(folder):
-    return [o for o in folder.glob('*.npy') if re.fullmatch('[0-9a-f]{16}', o.stem)]
+def _header(f, n):
+    how = dict(descr='|u1', fortran_order=False, shape=(n,))
+    np.lib.format.write_array_header_1_0(f, how)
 
 def _remove(file):
     for o in (file.with_suffix('.json'), file): o.unlink(missing_ok=True)
 
-def _tidy(folder):
-    "Remove what killed processes left"
-    for o in folder.glob('*.npy.part'): o.unlink(missing_ok=True)
-    for o in _caches(folder):
-        if not o.with_suffix('.json').exists(): _remove(o)
-
 def _make_room(file, written, needed, limit):
     "Remove the least recently used caches until `needed` bytes fit, or say what to do"
-    others = [o for o in _caches(file.parent) if o != file]
+    others = [o for o in file.parent.glob('[0-9a-f]'*16 + '.npy') if o != file]
     others.sort(key=lambda o: o.stat().st_mtime)
     def full(): return shutil.disk_usage(file.parent).free < needed - written + 2**28
     def total(): return sum(o.stat().st_size for o in others) + needed
@@ -267,18 +249,20 @@ class _DeviceWarp(OneWarp):
         flat = torch.from_numpy(np.concatenate([o.reshape(-1) for o in parts]))
         return flat,[o.shape for o in parts],params if random and self.augment else None
 
-    def arrive(self, batch, device):
-        "uint8 tensor of shape (N, 3, size, size), channels last in memory"
-        flat,shapes,params = batch
-        parts = flat.split([*map(math.prod, shapes)])
-        parts = [o.reshape(shape) for o,shape in zip(parts, shapes)]
-        decoded = iter(_decode_on([o for o in parts if o.ndim == 1], device))
-        x = [next(decoded) if o.ndim == 1 else o.permute(2, 0, 1) for o in parts]
-        x = [o.to(device) for o in x]
-        if params is not None: x = self._warped(x, params)
-        else: x = [self._resized(_float_square(o), self.size) for o in x]
-        x = torch.cat(x).round().clamp(0, 255).to(torch.uint8)
-        return x.contiguous(memory_format=torch.channels_last)
+# %% ../../nbs/engine/06_loaders.ipynb #4312b086
+@patch
+def arrive(self:_DeviceWarp, batch, device):
+    "uint8 tensor of shape (N, 3, size, size), channels last in memory"
+    flat,shapes,params = batch
+    parts = flat.split([*map(math.prod, shapes)])
+    parts = [o.reshape(shape) for o,shape in zip(parts, shapes)]
+    decoded = iter(_decode_on([o for o in parts if o.ndim == 1], device))
+    x = [next(decoded) if o.ndim == 1 else o.permute(2, 0, 1) for o in parts]
+    x = [o.to(device) for o in x]
+    if params is not None: x = self._warped(x, params)
+    else: x = [self._resized(_float_square(o), self.size) for o in x]
+    x = torch.cat(x).round().clamp(0, 255).to(torch.uint8)
+    return x.contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/engine/06_loaders.ipynb #59492693
 @patch
@@ -302,6 +286,7 @@ def _warped(self:_DeviceWarp, images, params):
         res.append(table[x.long()].float())
     return res
 
+# %% ../../nbs/engine/06_loaders.ipynb #558744cd
 def _float_square(x, px=0.5, py=0.5):
     return _square(x.permute(1, 2, 0), 1, px, py)[0].permute(2, 0, 1)[None].float()
 
@@ -363,11 +348,6 @@ class _Labels:
         if str(file) in self.of: return self.of[str(file)]
         raise ValueError(f'{shown(file)} is not in the set and has no label')
 
-class _Split:
-    "A splitter with indices chosen before"
-    def __init__(self, *parts): self.parts = [[*map(int, o)] for o in parts]
-    def __call__(self, items): return self.parts
-
 # %% ../../nbs/engine/06_loaders.ipynb #5ebe05f1
 def _block(images, split, size, augment, speed, device):
     "The chapter's `DataBlock`"
@@ -379,10 +359,11 @@ def _block(images, split, size, augment, speed, device):
         item_tfms = Resize(_item_size(size))
         vars(item_tfms).pop('before_call', None) # in fastai 2.8.9 `repr` follows it
         batch_tfms = aug_transforms(size=size, min_scale=0.75)
+    parts = [[*map(int, o)] for o in split]
     return DataBlock(
         blocks=(TransformBlock(type_tfms=_open, batch_tfms=IntToFloatTensor),
                 CategoryBlock(vocab=images.classes)),
-        get_y=_Labels(images), splitter=_Split(*split), item_tfms=item_tfms,
+        get_y=_Labels(images), splitter=lambda _: parts, item_tfms=item_tfms,
         batch_tfms=batch_tfms, dl_type=FastDL if speed.fast else None)
 
 # %% ../../nbs/engine/06_loaders.ipynb #3ddd5d3d
