@@ -7,7 +7,7 @@ Docs: https://pets-nb.github.io/pets_nb/many_machines.html.md"""
 # %% auto #0
 __all__ = ['process_group', 'Distributed']
 
-# %% ../nbs/13_many_machines.ipynb #0c965df9
+# %% ../nbs/13_many_machines.ipynb #32d832bd
 import os
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,7 +20,7 @@ from fastcore.basics import noop, patch
 from fastai.learner import AvgMetric
 from fastai.torch_core import num_distrib, rank_distrib
 
-# %% ../nbs/13_many_machines.ipynb #f4ece0fa
+# %% ../nbs/13_many_machines.ipynb #769f66ae
 @contextmanager
 def process_group():
     "Join the processes that `torchrun` or `accelerate launch` has started, if any"
@@ -32,7 +32,7 @@ def process_group():
     yield
     dist.destroy_process_group()
 
-# %% ../nbs/13_many_machines.ipynb #dab32ba2
+# %% ../nbs/13_many_machines.ipynb #1e1a0df2
 class Distributed(Callback):
     "Train one model in all processes: each reads its share of every batch"
     order,name = 20,'distributed' # after Mixed (10), before the recorder (50)
@@ -43,7 +43,7 @@ class Distributed(Callback):
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.ddp = DistributedDataParallel(self.model)
 
-# %% ../nbs/13_many_machines.ipynb #766e64dd
+# %% ../nbs/13_many_machines.ipynb #cd2d38ff
 @patch
 def before_train(self:Distributed): self.dl.share = rank_distrib(),num_distrib()
 @patch
@@ -66,14 +66,14 @@ def after_loss(self:Distributed):
     self.learn.loss = total[0]/total[1]
     self.learn.loss_grad = self.loss_grad*(n*num_distrib()/total[1])
 
-# %% ../nbs/13_many_machines.ipynb #51510ed4
+# %% ../nbs/13_many_machines.ipynb #8b5ae508
 @patch
 def before_validate(self:Distributed):
     "Validate the first process's batch-norm statistics, which are those that are saved"
     for o in self.model.buffers(): dist.broadcast(o, 0)
     if not hasattr(self.learn, 'gather_preds'): self.before_train()
 
-# %% ../nbs/13_many_machines.ipynb #fd680e1d
+# %% ../nbs/13_many_machines.ipynb #dbc7d782
 @patch
 def after_validate(self:Distributed):
     "Sum losses and metrics over the processes"
