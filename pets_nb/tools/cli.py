@@ -259,16 +259,17 @@ def _judged(labels, answers, what):
 # %% ../../nbs/tools/03_cli.ipynb #63c17b63
 _FEW = 20 # images of a class: with fewer, fine-tuning has not paid
 
-def _advice(a, counts, losses):
+def _advice(a, counts, losses, size, largest=None):
     "What to try next, most useful first; `counts` are images by class"
-    if a.arch=='small_network': yield "train on photographs of your own: --data FOLDER"
+    drawn = a.arch=='small_network'
+    if drawn: yield "train on photographs of your own: --data FOLDER"
     few = counts[counts<25].sort_values()[:5]
     if len(few): yield ("add images of the classes that have few: "
                         f"{', '.join(f'{k} {n}' for k,n in few.items())}")
     if not a.epochs and counts.median()>=_FEW: yield "fine-tune from here: --epochs 4"
     elif losses[-1]<0.98*min(losses[:-1], default=0):
         yield f"train longer, as the loss was still falling: --epochs {2*a.epochs}"
-    if a.arch.endswith(('18','34','lite0')): yield "a larger network: --arch resnet50"
+    if not drawn and size<256<=(largest or 256): yield "larger images: --size 256"
 
 # %% ../../nbs/tools/03_cli.ipynb #a91d7bbf
 def _fonts(text):
@@ -328,6 +329,7 @@ def _answers(learn, dl):
 # %% ../../nbs/tools/03_cli.ipynb #6392a33e
 def _report(learn, folder, a, held):
     "Say how far to trust the model, keep the report, and draw the figures"
+    from pets_nb.engine.bundle import _views
     labels,answers,sure = _answers(learn, learn.dls.valid)
     history = learn.history.table
     lines = [history.to_string(float_format='{:.4f}'.format, na_rep=''), '']
@@ -338,7 +340,8 @@ def _report(learn, folder, a, held):
               "and confusion.png",
               f"To use it:    pets_nb predict IMAGE --model {shlex.quote(str(folder))}",
               f"To repeat it: pets_nb {shlex.join(_argv(a))}"]
-    advice = _advice(a, learn.dls.images.counts, history.valid_loss.tolist())
+    advice = _advice(a, learn.dls.images.counts, history.valid_loss.tolist(),
+                     _views(learn.dls)['size'], learn.model.sizes[1])
     text = '\n'.join([*lines, *(f"To try next:  {o}" for o in advice)])
     print(text)
     files,pairs = learn.dls.valid_ds.items,list(zip(labels, answers))
