@@ -8,8 +8,8 @@ Docs: https://pets-nb.github.io/pets_nb/engine/loaders.html.md"""
 __all__ = ['FastDL', 'PixelCache', 'Speed', 'pets_dls']
 
 # %% ../../nbs/engine/06_loaders.ipynb #6474a8d5
-from pets_nb.engine.files import (config_folder, open_image, shown, write_json,
-    _count, _locked)
+from .files import (atomic_path, config_folder, open_image, shown,
+    write_json, _count, _locked)
 from .pipeline import (OneWarp, augmentation_matrix, sample_augmentations,
     _each, _item_size, _jpeg, _lighting_tables, _square)
 from .sources import ImageSet, find_images
@@ -178,7 +178,7 @@ def _open_or_build(self:PixelCache, files, warp, where, limit):
     key = repr((2, warp.short, *map(str, files))).encode('utf8', 'surrogateescape')
     self.file = folder/f'{hashlib.sha256(key).hexdigest()[:16]}.npy'
     with _locked(folder/'.lock', f'a cache in {shown(folder)}'):
-        for o in folder.glob('*.npy.part'): o.unlink() # a killed process left it
+        for o in folder.glob('*.npy*.part'): o.unlink() # a killed process left it
         if not self._usable(files, signatures):
             began = time.perf_counter()
             self._build(files, signatures, warp, limit)
@@ -191,23 +191,18 @@ def _open_or_build(self:PixelCache, files, warp, where, limit):
 @patch
 def _build(self:PixelCache, files, signatures, warp, limit):
     "Decode everything into a file, completely or not at all"
-    part,at,offset = Path(f'{self.file}.part'),{},0
+    at,offset = {},0
     _remove(self.file)
-    try:
-        with part.open('wb') as f:
-            _header(f, 0) # with room for the number of bytes
-            for some in chunked(files, 64):
-                for file,(x,k) in zip(some, _each(lambda i,o: warp.presized(o), some)):
-                    data,(h,w) = x.tobytes(),x.shape[:2]
-                    at[str(file)] = [offset, h, w, k, zlib.crc32(data)]
-                    offset += f.write(data)
-                _make_room(self.file, offset, offset*len(files)//len(at), limit)
-            f.seek(0)
-            _header(f, offset)
-            f.flush()
-            os.fsync(f.fileno())
-        part.replace(self.file)
-    finally: part.unlink(missing_ok=True)
+    with atomic_path(self.file) as part, part.open('wb') as f:
+        _header(f, 0) # with room for the number of bytes
+        for some in chunked(files, 64):
+            for file,(x,k) in zip(some, _each(lambda i,o: warp.presized(o), some)):
+                data,(h,w) = x.tobytes(),x.shape[:2]
+                at[str(file)] = [offset, h, w, k, zlib.crc32(data)]
+                offset += f.write(data)
+            _make_room(self.file, offset, offset*len(files)//len(at), limit)
+        f.seek(0)
+        _header(f, offset)
     words = dict(at=at, bytes=offset, signatures=signatures)
     write_json(self.file.with_suffix('.json'), words)
 
