@@ -96,13 +96,15 @@ def test_sizes_follow_the_data(pets, tmp_path):
     images = images_of(pets); images.drawn = True
     assert quiet(images, size=None)[0].one_batch()[0].shape[-1] == 80
 
-def test_one_line_says_what_was_chosen(pets):
+def test_one_line_says_what_was_chosen(pets, monkeypatch):
     dls,said = quiet(pets, size=112, bs=4)
     line, = said.strip().splitlines()
-    for o in ('24 training, 6 validation', '3 classes', 'random split (seed 42)', 'batches of 4 at 112 px', 'threads, cpu'): assert o in line
+    for o in ('24 training, 6 validation', '3 classes', 'random split (seed 42)', 'batches of 4 at 112 px', ', cpu'): assert o in line
     assert list(dls.vocab) == ['Bengal', 'beagle', 'pug'] and len(dls.images) == 30
     assert quiet(dls.images, verbose=False)[1] == ''
-    assert '2 workers' in quiet(pets, 2)[1]
+    assert '; 2 workers, cpu' in quiet(pets, 2)[1] and '; 1 worker, cpu' in quiet(pets, 1)[1]
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 1)
+    assert '; 1 thread, cpu' in quiet(pets)[1]
 
 def test_further_transforms_of_the_batch(pets):
     dls,_ = quiet(pets); plain,_ = quiet(pets)

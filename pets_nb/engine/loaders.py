@@ -413,6 +413,8 @@ def _say(dls, split, seed, bs, size, workers):
     names = 'training', 'validation', 'test'
     sets = ', '.join(f'{len(o.dataset):,} {name}' for o,name in zip(dls.loaders, names))
     seed = f' (seed {seed})'*(split in ('random', 'chapter'))
-    who = f'{workers} workers' if workers else f'{torch.get_num_threads()} threads'
-    return (f'{sets} images of {len(dls.vocab)} classes, {split} split{seed}; '
+    threads = torch.get_num_threads()
+    who = _count(workers, 'worker') if workers else _count(threads, 'thread')
+    classes = _count(len(dls.vocab), 'class')
+    return (f'{sets} images of {classes}, {split} split{seed}; '
             f'batches of {bs} at {size} px; {who}, {dls.device}')
