@@ -115,7 +115,7 @@ class PixelCache:
         where='memory', # 'memory', a folder, or True for one in fastai's data folder
         limit:int=10*2**30, # Most bytes for all caches in the folder
     ):
-        self.file,self.at = None,{}
+        self.file,self.at,self.tested = None,{},set()
         files,warp = [Path(o).absolute() for o in files],OneWarp(size)
         if where != 'memory': return self._open_or_build(files, warp, where, limit)
         self.at = dict(zip(map(str, files), _each(lambda i,o: warp.presized(o), files)))
@@ -127,7 +127,7 @@ class PixelCache:
 
     def __getstate__(self): return dict(file=self.file)
     def __setstate__(self, state):
-        self.file,self.at = state['file'],{}
+        self.file,self.at,self.tested = state['file'],{},set()
         if self.file and self.file.exists(): self._load()
 
 # %% ../../nbs/engine/06_loaders.ipynb #e231244f
@@ -141,7 +141,9 @@ def get(self:PixelCache,
     if found is None or self.file is None: return found
     offset,h,w,k,crc = found
     data = self.pixels[offset:offset + 3*h*w]
-    if zlib.crc32(data) == crc: return data.reshape(h, w, 3),k
+    if name in self.tested or zlib.crc32(data) == crc:
+        self.tested.add(name)
+        return data.reshape(h, w, 3),k
     print(f'Cache: {shown(name)} is damaged; reading its file', file=sys.stderr)
     del self.at[name]
 
