@@ -300,6 +300,12 @@ def test_a_class_with_one_image(tmp_path):
     refused(ValueError, '2 of 4 classes', "'Birman', 'beagle'", source=tmp_path)
     assert quiet(tmp_path, training=False).counts['beagle'] == 1
 
+def test_heic_photographs_are_named(tmp_path, capsys):
+    pics(tmp_path, named('pug', 'beagle'))
+    (tmp_path/'IMG_1.HEIC').write_bytes(b'ftypheic')
+    assert len(find_images(tmp_path)) == 6
+    assert "Left out 1 HEIC photograph ('IMG_1.HEIC'): convert them to JPEG" in capsys.readouterr().out
+
 def test_unusable_files_are_left_out(tmp_path, capsys):
     pics(tmp_path, named('pug', 'boxer'))
     (tmp_path/'pug_9.jpg').write_text('<html>')

@@ -18,8 +18,9 @@ from fastcore.foundation import L
 from .audit import audit, _near_copies
 from .download import get_oxford, has_oxford
 from .drawn import breed_traits, get_drawn
-from .files import IMAGE_SUFFIXES, list_images, shown
-from .files import _count, _expanded, _some, _walk
+from .files import IMAGE_SUFFIXES, shown
+from .files import _all_files, _count, _expanded, _named_image
+from .files import _some, _walk
 
 # %% ../../nbs/engine/04_sources.ipynb #c96cc9e5
 def _default_source():
@@ -389,6 +390,11 @@ def _usable(files, labels, parts):
     if not at: raise ValueError(said[0])
     return files[at], *(o and [o[i] for i in at] for o in (labels, parts)), said
 
+def _phone_formats(files):
+    found = [o.name for o in files if o.suffix.lower() in ('.heic', '.heif')]
+    return [f'Left out {_count(len(found), "HEIC photograph")} ({_some(found, 3)}): '
+            'convert them to JPEG, for instance with pillow-heif.']*bool(found)
+
 def _describe(images, left_out):
     names = ['/'.join(_parts_of(o, images.root)[-3:]) for o in images.files[:5]]
     lines = [f'  {shown(n):24} {shown(o)}' for n,o in zip(names, images.labels)]
@@ -404,7 +410,8 @@ def find_images(
 )->ImageSet: # The usable images
     "Find images and their labels; a `ValueError` or `OSError` lists all offenders."
     root = get_pets(source, verbose)
-    files = list_images(root)
+    every = _all_files(root)
+    files = every.filter(_named_image)
     if not files: raise _nothing_here(root)
     given = root.parent if root.name == 'images' else root
     layout,files,names,parts = _read_labels(files, root, given, labels, pattern)
@@ -412,5 +419,5 @@ def find_images(
     _check_labels(names, layout, training)
     drawn = any((o/'drawn.json').is_file() for o in (root, given))
     images = ImageSet(files, names, root, layout, parts, drawn)
-    if verbose: print(_describe(images, left_out))
+    if verbose: print(_describe(images, left_out + _phone_formats(every)))
     return images
