@@ -259,7 +259,7 @@ def shards_learner(
     source:str|Path, # Folder of shards, as for `read_shard`
     arch:str=None, # As for `pets_learner`
     weights='default', # As for `pets_learner`
-    size:int=None, # Side of the images, pixels; None: 224, or 192 where most are smaller
+    size:int=None, # Side of the images, pixels; None: 224, or 192 for smaller ones
     **kwargs # Passed on to `pets_learner`
 )->Learner: # Its loaders hold the first 64 images
     "A learner for `shard_features`; `ValueError` where no image can be read"
