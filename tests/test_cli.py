@@ -214,7 +214,7 @@ def test_held_back_images(tmp_path, capsys, monkeypatch):
     assert 'Test (t): error' in out and 'of 10 images' in out
     pics(tmp_path/'t', ['c/1.jpg'])
     out,err = call(capsys, 'train', '--data', 'd', '--test', 't', *QUICK, '--out', 'never', status=2)
-    assert '1 classes' in err and ': c' in err and not (tmp_path/'never').exists()
+    assert '1 class to test on' in err and ': c' in err and not (tmp_path/'never').exists()
 
 @pytest.mark.parametrize('names,words', [
     ([], 'o images'), ([f'pug_{i}.jpg' for i in range(9)], 'one class'), (['a_1.jpg', 'a_2.jpg', 'b_1.jpg'], 'b'),

@@ -64,8 +64,7 @@ def _weights(text):
     return _place('file', 'default', 'none')(text)
 
 # %% ../../nbs/tools/03_cli.ipynb #d8ac5e01
-_HELP = dict(line.split(None, 1) for line in """\
-images      image files, folders, patterns such as '*.jpg', or - for names on stdin
+_TRAINING = """\
 data        folder of images or shards, 'oxford' or 'drawn'; default: see `pets_nb data`
 labels      'names' of files, 'folders', a CSV file (columns file and label) or 'auto'
 pattern     regular expression; its one group is the label in a file name
@@ -84,7 +83,11 @@ cache       keep decoded images on disk for later epochs and runs
 workers     processes that load images; default: depends on the machine
 on_device   decode and augment on the GPU where possible
 out         new folder (or file) for the results; default: a new one
-resume      continue the run in this folder with its own settings
+resume      continue the run in this folder with its own settings"""
+
+# %% ../../nbs/tools/03_cli.ipynb #19a6030a
+_OTHERS = """\
+images      image files, folders, patterns such as '*.jpg', or - for names on stdin
 model       a run's folder or a saved model; default: the newest under pets_nb_runs
 top         classes to name for each image
 json        print JSON
@@ -96,7 +99,8 @@ turns       how often each side runs, every time with a new seed
 to          onnx, torch (a torch.export program) or web (a page that needs no server)
 int8        eight-bit ONNX; its loss of accuracy is measured on --test
 port        of the page on this machine; 0: any that is free
-debug       show the traceback of an error""".splitlines())
+debug       show the traceback of an error"""
+_HELP = dict(o.split(None, 1) for o in f'{_TRAINING}\n{_OTHERS}'.splitlines())
 
 # %% ../../nbs/tools/03_cli.ipynb #2d2f6c8f
 _SOURCE = _place('folder', 'oxford', 'drawn')
@@ -163,7 +167,6 @@ def _argv(a, absolute=False):
         words += [f'{_flag(name)}={value}'] if value[:1]=='-' else [_flag(name), value]
     return [o for o in words if o]
 
-# %% ../../nbs/tools/03_cli.ipynb #839dd7d1
 def _resumed(folder):
     "The options of the run in `folder`"
     file = Path(folder)/'settings.json'
@@ -351,6 +354,7 @@ def _report(learn, folder, a, held):
 # %% ../../nbs/tools/03_cli.ipynb #804e7a00
 def _data_of(a):
     "The images to train on, and sets to test on: what they are, files, labels"
+    from pets_nb.engine.files import _count
     from pets_nb.engine.sources import find_images
     images,held = find_images(a.data, a.labels, a.pattern),[]
     parts = images.parts or []
@@ -362,7 +366,7 @@ def _data_of(a):
         test = find_images(a.test, a.labels, a.pattern, training=False)
         held.append((f'Test ({a.test})', test.files, test.labels))
     odd = sorted({o for _,_,labels in held for o in labels} - set(images.labels))
-    if odd: raise ValueError(f"{len(odd)} classes to test on are not among those to "
+    if odd: raise ValueError(f"{_count(len(odd), 'class')} to test on, but not to "
                              f"train on: {', '.join(odd)}")
     return images,held
 
@@ -601,6 +605,7 @@ def _app(a):
     _working()
     serve_app(_model(a.model), a.port)
 
+# %% ../../nbs/tools/03_cli.ipynb #d617d4ed
 def _data(a):
     "Show which images training would use, and their labels"
     from pets_nb.engine.sources import find_images
