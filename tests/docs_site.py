@@ -14,6 +14,7 @@ settings = settings['DEFAULT']
 SITE = settings['doc_host']+settings['doc_baseurl']
 BLOB = f"{settings['git_url']}/blob/main/"
 COLAB = f"https://colab.research.google.com/github/{settings['user']}/{settings['repo']}/blob/main/nbs/"
+TRIED = ('pug', 'Siamese', 'shiba_inu') # the pets beside the page that .ci/try writes; test_pages.py gives them to it
 IMAGE_TYPES = {'image/svg+xml':'svg', 'image/png':'png', 'image/jpeg':'jpg'} # those that Quarto shows; a GIF it does not
 
 def notebooks(): return sorted(o for o in NBS.rglob('*.ipynb') if not any(p[0] in '._' for p in o.relative_to(NBS).parts))

@@ -1,9 +1,10 @@
 "The pages in a browser: on a screen and on a telephone, in light and in dark."
-import contextlib, functools, http.server, os, shutil, threading
+import contextlib, functools, http.server, os, shutil, subprocess, sys, threading
+from pathlib import Path
 import pytest
 
 for needed in ('nbdev', 'nbformat', 'yaml', 'pypandoc', 'playwright.sync_api', 'axe_playwright_python'): pytest.importorskip(needed, reason='the checks of the pages need the extra dev')
-from docs_site import NBS, notebooks, pages, processed, quarto, rendered
+from docs_site import NBS, ROOT, TRIED, notebooks, pages, processed, quarto, rendered
 if not NBS.is_dir(): pytest.skip('needs the checkout', allow_module_level=True)
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
@@ -139,6 +140,40 @@ def test_search_and_colour_scheme(browser, site):
         page.locator('#quarto-search').click()
         page.locator('.aa-Input').fill(words)
         page.locator('.aa-Item', has_text=wanted).first.wait_for(timeout=20_000)
+    page.close()
+
+@pytest.fixture(scope='module')
+def try_page(tmp_path_factory):
+    "The page on which visitors try the shipped network: the site's own, and else one by .ci/try whose network has its head alone trained"
+    if (built := rendered()/'try').is_dir(): return built
+    for needed in ('onnx', 'onnxruntime', 'onnxscript'): pytest.importorskip(needed, reason="needs pip install 'pets_nb[onnx]'")
+    from pets_nb.tools.export import _runtime
+    try: _runtime()
+    except ConnectionError as e: pytest.skip(f'onnxruntime-web is not in the cache, and npm cannot be reached: {e}')
+    folder = tmp_path_factory.mktemp('site')/'try'
+    env = os.environ | {'PATH': f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", 'OMP_NUM_THREADS': '1'}
+    result = subprocess.run(['bash', ROOT/'.ci'/'try', folder, '--epochs', '0'], capture_output=True, text=True, env=env)
+    assert result.returncode==0, (result.stdout+result.stderr)[-4000:]
+    return folder
+
+DROP = '''async name => {
+  const dataTransfer = new DataTransfer()
+  dataTransfer.items.add(new File([await (await fetch(name)).blob()], name, {type: 'image/png'}))
+  document.querySelector('#drop').dispatchEvent(new DragEvent('drop', {dataTransfer, bubbles: true, cancelable: true})) }'''
+
+def test_try_it_here(browser, try_page):
+    "Each drawn pet that is dropped on the page gets its breed, and nothing is asked of another server"
+    page,asked,wrong = browser.new_page(),[],[]
+    page.on('request', lambda o: asked.append(o.url))
+    page.on('pageerror', lambda o: wrong.append(str(o)))
+    page.on('console', lambda o: wrong.append(o.text) if o.type=='error' else None)
+    with served(try_page.parent) as url:
+        page.goto(f'{url}/try/')
+        page.wait_for_selector('#choose:enabled', timeout=60_000)
+        for breed in TRIED:
+            page.evaluate(DROP, f'{breed}.png')
+            page.wait_for_selector(f'#answers li:first-child[data-class="{breed}"]', timeout=30_000)
+        assert len(asked)>=6 and all(o.startswith((url, 'blob:', 'data:')) for o in asked) and not wrong, (asked, wrong)
     page.close()
 
 def test_the_checks_can_fail(browser, tmp_path):
