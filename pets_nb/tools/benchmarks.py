@@ -8,7 +8,7 @@ Docs: https://pets-nb.github.io/pets_nb/tools/benchmarks.html.md"""
 __all__ = ['run_benchmark']
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #859245c8
-import contextlib, io, json, re, subprocess, sys, tempfile, threading, time
+import contextlib, glob, io, json, re, subprocess, sys, tempfile, threading, time
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -234,9 +234,10 @@ def _sklearn_training(s, turn):
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #b12c52bd
 def _tree(pid):
-    "A process and all its descendants"
-    try: kids = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
-    except OSError: kids = []
+    "A process and all its descendants, whichever thread started them"
+    kids = []
+    for o in glob.glob(f'/proc/{pid}/task/*/children'):
+        with contextlib.suppress(OSError): kids += Path(o).read_text().split()
     return [pid, *(o for kid in kids for o in _tree(int(kid)))]
 
 def _pss(pid):
@@ -361,6 +362,13 @@ def _record(file, about):
         raise ValueError(f"{file} has other settings: choose another folder")
     return found['rows']
 
+def _names(what):
+    "The benchmarks that `what` asks for"
+    names = what.split(',') if isinstance(what, str) else list(what)
+    unknown = [o for o in names if o not in _WHAT]
+    if not unknown: return names
+    raise ValueError(f"no benchmark {unknown}; there are {', '.join(_WHAT)}")
+
 # %% ../../nbs/tools/02_benchmarks.ipynb #1dfb2a1e
 def run_benchmark(
     what='training', # Names: input cache training evaluation memory recipes peers
@@ -374,10 +382,7 @@ def run_benchmark(
     verbose=True, # Print each table?
 )->dict: # By name, a table: seconds, times faster than the first side, error
     "Measure this library against its peers; `ValueError` for unknown names and records"
-    names = what.split(',') if isinstance(what, str) else list(what)
-    unknown = [o for o in names if o not in _WHAT]
-    if unknown:
-        raise ValueError(f"no benchmark {unknown}; there are {', '.join(_WHAT)}")
+    names = _names(what)
     args = [data if data is None else str(data), arch, str(weights), size, 64, workers]
     s = _Setting(*args)
     about = dict(data=_data(s.images), arch=arch, size=size, turns=turns,
