@@ -1,4 +1,4 @@
-"Complete the pages that Quarto made: fold the exported source, whose signature stands above it, and load nothing from other servers."
+"Complete the pages that Quarto made: fold the exported source, whose signature stands above it, make no header of an empty cell, and load nothing from other servers."
 import html, re, sys
 from pathlib import Path
 
@@ -13,6 +13,7 @@ def complete(text):
     # Quarto loads require.js and jQuery from a CDN wherever an output is HTML; nothing here uses them
     text = re.sub(r'<script src="https://cdnjs\.cloudflare\.com/[^"]*"[^>]*></script>\n?', '', text)
     text = re.sub(r'<script type="application/javascript">define\(\'jquery\'.*?</script>\n?', '', text, flags=re.S)
+    text = re.sub(r'<th\b([^>]*)>\s*</th>', r'<td\1></td>', text) # pandas leaves the corner of a table an empty header
     return re.sub(r'<details open(="")? class="code-fold">\s*<summary>Exported source</summary>(.*?)</details>', fold, text, flags=re.S)
 
 def main(site):

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 NBS = ROOT/'nbs'
 sys.path.insert(0, str(ROOT/'.ci'))
-from complete import summary
+from complete import complete, summary
 
 settings = ConfigParser(delimiters=['='])
 settings.read(ROOT/'settings.ini', encoding='utf-8')
@@ -141,7 +141,7 @@ def render_with_pandoc(site):
         result = subprocess.run(command, input=page_markdown(path, folder, here), capture_output=True, encoding='utf-8')
         assert result.returncode==0 and not result.stderr, f'{path.name}: {result.stderr}'
         up = '../'*page.count('/')
-        (site/page).write_text(SHELL.format(title=html.escape(frontmatter(path).get('title', page)), up=up, shell=SHELL_CSS, body=result.stdout), encoding='utf-8')
+        (site/page).write_text(SHELL.format(title=html.escape(frontmatter(path).get('title', page)), up=up, shell=SHELL_CSS, body=complete(result.stdout)), encoding='utf-8')
 
 @functools.cache
 def rendered():

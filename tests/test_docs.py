@@ -87,6 +87,9 @@ def test_every_picture_is_described(site):
     kinds = [(o,i,t) for o in notebooks() for i,c in code_cells(o) for out in c.get('outputs', []) for t in out.get('data', {}) if t.startswith(('image/', 'video/'))]
     check([f'{name_of(o)} cell {i}: Quarto does not show {t}, write it as <img> in an HTML output' for o,i,t in kinds if t not in docs_site.IMAGE_TYPES])
 
+def test_no_header_cell_is_empty():
+    check([o for o in pages() if re.search(r'<th\b[^>]*>\s*</th>', (rendered()/o).read_text(encoding='utf-8'))])
+
 def test_imports_have_their_own_cells():
     "The docs build executes a cell that imports, and nothing else that is not exported"
     is_import = lambda n: isinstance(n, (ast.Import, ast.ImportFrom))
