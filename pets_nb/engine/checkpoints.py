@@ -205,16 +205,18 @@ class _Checkpoints(Callback):
         def numbers(o): return [int(n) for n in re.findall(r'\d+', o.name)]
         return sorted(self.folder.glob('*.checkpoint'), key=numbers)
 
-    def newest(self):
-        "The newest checkpoint that can be read; None if there is none"
-        for file in reversed(self.files):
-            try: return dict(_read(file), name=file.name)
-            except (ValueError, OSError) as e:
-                why = str(e).replace(str(file), file.name)
-                print(f'{file.name} cannot be read and is not used: {why}')
-        if self.files:
-            raise ValueError(f'none of the {len(self.files)} checkpoints in '
-                             f'{self.folder} can be read: delete it to begin again')
+# %% ../../nbs/engine/09_checkpoints.ipynb #a56b7ee8
+@patch
+def newest(self:_Checkpoints):
+    "The newest checkpoint that can be read; None if there is none"
+    for file in reversed(self.files):
+        try: return dict(_read(file), name=file.name)
+        except (ValueError, OSError) as e:
+            why = str(e).replace(str(file), file.name)
+            print(f'{file.name} cannot be read and is not used: {why}')
+    if self.files:
+        raise ValueError(f'none of the {len(self.files)} checkpoints in '
+                         f'{self.folder} can be read: delete it to begin again')
 
 # %% ../../nbs/engine/09_checkpoints.ipynb #539c815c
 @patch
