@@ -110,10 +110,8 @@ def _look(path):
         with _open_regular(path) as f, _header(f) as im: _look_inside(f, im, path, row)
     except Exception as e:
         e = e if isinstance(e, ImageError) else _fault(e)
-        kind,stray = e.kind, not row['format'] and not _named_image(path)
-        if kind == 'undecodable' and stray: kind = 'not an image'
-        if str(e).startswith('an HEIC'): kind = 'HEIC'
-        row['found'][kind] = str(e)
+        stray = e.kind == 'undecodable' and not row['format'] and not _named_image(path)
+        row['found']['not an image' if stray else e.kind] = str(e)
     return row
 
 # %% ../../nbs/engine/01_audit.ipynb #7c5e0a03

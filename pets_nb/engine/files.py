@@ -97,7 +97,7 @@ class ImageError(ValueError):
     "An image that can't be used"
     def __init__(self,
         reason:str, # One line that doesn't name the file
-        kind:str='undecodable', # 'unreadable', 'undecodable', 'truncated' or 'huge'
+        kind:str='undecodable', # or 'unreadable', 'truncated', 'huge', 'HEIC'
     ):
         super().__init__(' '.join(shown(reason).split()))
         self.kind = kind
@@ -137,20 +137,21 @@ def _header(f):
     try: return Image.open(f, formats=[o for o in _FORMATS if o in Image.OPEN])
     except Image.DecompressionBombError:
         raise ImageError(f'over {2*Image.MAX_IMAGE_PIXELS:,} pixels', 'huge') from None
-    except UnidentifiedImageError: raise ImageError(_what_else(f)) from None
+    except UnidentifiedImageError: raise _what_else(f) from None
     except Exception as e: raise _fault(e) from None
 
 # %% ../../nbs/engine/00_files.ipynb #dfa6876e
 def _what_else(f):
-    "What a file is that no decoder knows, judged by its first bytes"
+    "The `ImageError` for a file that no decoder knows, judged by its first bytes"
     f.seek(0)
     head = f.read(64)
-    if not head: return 'the file is empty'
+    if not head: return ImageError('the file is empty')
     if head[4:8] == b'ftyp' and head[8:11] in (b'hei',b'hev',b'mif',b'msf'):
-        return ('an HEIC photograph: save it as JPEG, or install pillow-heif and '
-            'call its register_heif_opener()')
+        return ImageError('an HEIC photograph: save it as JPEG, or install pillow-heif '
+            'and call its register_heif_opener()', 'HEIC')
     web = head.lstrip().lower().startswith((b'<!doctype',b'<html'))
-    return 'a web page, not an image' if web else 'not an image in a known format'
+    return ImageError('a web page, not an image' if web else
+        'not an image in a known format')
 
 # %% ../../nbs/engine/00_files.ipynb #8ea44c38
 _MAX_PIXELS,_BIG,_MAX_RATIO = 108_000_000, 8_000_000, 500
