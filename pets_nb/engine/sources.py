@@ -330,8 +330,8 @@ def _warn_of_twins(labels):
         'Rename them if they are one class.', stacklevel=4)
 
 # %% ../../nbs/engine/04_sources.ipynb #cfb7faec
-def _nothing_here(root):
-    others = Counter(Path(o).suffix.lower() or 'no suffix' for o in _walk(root, True))
+def _nothing_here(root, files):
+    others = Counter(o.suffix.lower() or 'no suffix' for o in files)
     found = ', '.join(f'{n} {shown(k)}' for k,n in others.most_common(5)) or 'no files'
     heic = ' Convert HEIC, for instance with pillow-heif.' if '.heic' in others else ''
     return FileNotFoundError(f'No images in {_where(root)}: found {found}, looked for '
@@ -412,7 +412,7 @@ def find_images(
     root = get_pets(source, verbose)
     every = _all_files(root)
     files = every.filter(_named_image)
-    if not files: raise _nothing_here(root)
+    if not files: raise _nothing_here(root, every)
     given = root.parent if root.name == 'images' else root
     layout,files,names,parts = _read_labels(files, root, given, labels, pattern)
     files,names,parts,left_out = _usable(files, names, parts)
