@@ -166,8 +166,9 @@ def _bf16_wins():
         return time.process_time()-start
     threads = torch.get_num_threads()
     torch.set_num_threads(1) # as a machine that is busy makes threads wait
-    both = [[seconds(o) for o in (torch.bfloat16, torch.float32)] for _ in range(15)]
-    torch.set_num_threads(threads)
+    try: both = [[seconds(o) for o in (torch.bfloat16, torch.float32)]
+                 for _ in range(15)]
+    finally: torch.set_num_threads(threads)
     half,full = map(min, zip(*both))
     return half < 0.8*full
 
@@ -304,6 +305,7 @@ def _described(learn, why, seed, dtype):
             f"{get_c(dls)} classes; seed {seed}; {dls.device}, {str(dtype)[6:]}")
 
 # %% ../../nbs/engine/08_learner.ipynb #b5f0a004
+@cache
 def _reuse_memory():
     "Let glibc keep large blocks that were freed; other systems are left alone"
     if platform.libc_ver()[0]!='glibc': return

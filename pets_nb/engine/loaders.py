@@ -67,7 +67,7 @@ class FastDL(TfmdDL):
 @patch
 def _plan(self:FastDL):
     "Indices and seed of each batch of an epoch"
-    idxs = [*map(int, itertools.islice(self.get_idxs(), self.n))]
+    idxs = [*itertools.islice(self.get_idxs(), self.n)]
     even = self.shuffle and not self.drop_last
     parts = np.array_split(idxs, len(self)) if even else chunked(idxs, self.bs)
     if self.drop_last: parts = (o for o in parts if len(o) == self.bs)
