@@ -20,6 +20,7 @@ from ..engine.loaders import Speed, pets_dls
 from ..engine.networks import network
 from ..engine.sources import find_images
 from .experiments import _data, _machine
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -149,6 +150,9 @@ class _Files(torch.utils.data.Dataset):
     def __len__(self): return len(self.files)
     def __getitem__(self, i):
         return self.tfm(open_image(self.files[i])),int(self.labels[i])
+
+class _Decoded(_Files):
+    def __getitem__(self, i): return cv2.imread(str(self.files[i])).shape[:2]
 
 def _loader(s, idxs, tfm, train):
     files = _Files(s.files(idxs), s.labels(idxs), tfm)
@@ -285,7 +289,10 @@ def _input(s, args):
     for k,o in tfms.items():
         loader = _loader(s, s.train, o(s.size), True)
         sides[k] = lambda turn, dl=loader: _count(dl)
-    return sides
+    files = _Decoded(s.files(s.train), s.labels(s.train), None)
+    alone = torch.utils.data.DataLoader(files, s.bs, num_workers=s.workers,
+                                        persistent_workers=s.workers>0)
+    return sides|{'decoding alone': lambda turn: _count(alone)}
 
 def _cache(s, args):
     "Images a second from the cache, after its first epoch"
