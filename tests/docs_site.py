@@ -73,7 +73,7 @@ def fenced(text, kind=''):
     ticks = '`'*max(3, 1+max(map(len, re.findall('`+', text)), default=0))
     return f'\n{ticks}{kind}\n{text}\n{ticks}\n'
 
-def output_markdown(output, alt, folder, stem):
+def output_markdown(output, alt, caption, folder, stem):
     if output.output_type=='stream': return fenced(output.text.rstrip())
     if output.output_type=='error': return fenced(f'{output.ename}: {output.evalue}')
     data = output.data
@@ -85,7 +85,8 @@ def output_markdown(output, alt, folder, stem):
         (folder/'figures').mkdir(exist_ok=True)
         (folder/'figures'/f'{stem}.{suffix}').write_bytes(content)
         described = '' if alt is None else f' alt="{html.escape(alt)}"'
-        return fenced(f'<p><img src="figures/{stem}.{suffix}"{described}></p>', '{=html}')
+        shown = f'<p><img src="figures/{stem}.{suffix}"{described}></p>'
+        return fenced(f'<figure>{shown}<figcaption>{html.escape(caption)}</figcaption></figure>' if caption else shown, '{=html}')
     return fenced(data['text/plain']) if 'text/plain' in data else ''
 
 def page_markdown(path, folder, links):
@@ -105,7 +106,7 @@ def page_markdown(path, folder, links):
             alts = opt.get('fig-alt')
             for j,o in enumerate(cell.get('outputs', []) if opt.get('output') is not False else []):
                 alt = alts[j] if isinstance(alts, list) and j<len(alts) else None if isinstance(alts, list) else alts
-                shown = output_markdown(o, alt, folder, f'{path.stem}-{i}-{j}')
+                shown = output_markdown(o, alt, opt.get('fig-cap'), folder, f'{path.stem}-{i}-{j}')
                 inner.append(shown if asis else f'::: {{.cell-output}}\n{shown}\n:::')
             if asis: inner = [f'::::: {{.cell-output .cell-output-display .cell-output-markdown}}\n{o}\n:::::' for o in inner]
             if inner: parts.append('\n'.join([':::::: {.cell}', *inner, '::::::']))
