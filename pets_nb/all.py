@@ -14,7 +14,6 @@ from .engine.checkpoints import resumable
 from .engine.download import get_oxford
 from .engine.drawn import breed_traits, draw_pet, draw_pets, get_drawn
 from .engine.features import fit_head, get_features, head_first
-from .engine.figures import Animation
 from .engine.files import ImageError, list_images, open_image
 from .engine.learner import (History, Mixed, bf16_is_fast, get_logits,
     partial_fine_tune, pets_learner, quiet, restored)
