@@ -172,7 +172,7 @@ def plot(self:RateCurve,
     title:str='Loss while the rate grows', # Title of the figure
 )->plt.Axes:
     "Draw the losses over the rate, with the suggestions"
-    ax,h = ax or plt.subplots(figsize=(6,3.4))[1],self.history
+    ax,h = ax or plt.subplots()[1],self.history
     ax.plot(h.lr, h.loss, '.', color='#bbbbbb', ms=4)
     ax.plot(h.lr, h.smooth_loss, color='#999999', lw=1)
     ax.plot(self.lrs, self.losses, color='C0')
@@ -182,7 +182,7 @@ def plot(self:RateCurve,
     v = h.smooth_loss[np.isfinite(h.smooth_loss)][:max(1, len(self.lrs))]
     if len(v): ax.set_ylim(v.min()-.4*np.ptp(v)-.1, v.max()+.4*np.ptp(v)+.1)
     ax.set(xscale='log', xlabel='learning rate', ylabel='training loss', title=title)
-    if not self.problem: ax.legend(fontsize=9)
+    if not self.problem: ax.legend()
     return ax
 
 # %% ../nbs/06_lr_finder.ipynb #72b53270
