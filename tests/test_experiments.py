@@ -2,7 +2,7 @@
 import json, os, signal, subprocess, sys, textwrap, time
 import numpy as np, pandas as pd, pytest
 from pets_nb.engine.stats import compare
-from pets_nb.tools.experiments import _data, _machine, _pack, _unpack, read_records, run_experiment
+from pets_nb.tools.experiments import _chosen, _data, _machine, _pack, _unpack, read_records, run_experiment
 
 def test_right_answers_survive(tmp_path):
     for n in (1, 7, 8, 3669):
@@ -88,10 +88,11 @@ def test_a_learner_is_recorded_with_its_test_set(tmp_path):
     assert list(row.right)==expected and row.n_test==6 and row.n_train==12
 
 def test_the_chapters_runs_are_those_of_the_book():
-    from pets_nb.tools.chapter import _PUBLISHED, _RUNS, _chosen
-    assert list(_RUNS)==list(_PUBLISHED.index)==_chosen(None) and _chosen('slice-12, two-epochs,slice-12')==['slice-12','two-epochs']
+    from pets_nb.tools.chapter import _PUBLISHED, _RUNS, run_chapter
+    assert list(_RUNS)==list(_PUBLISHED.index)==_chosen(_RUNS, _RUNS, 'run')
+    assert _chosen('slice-12, two-epochs,slice-12', _RUNS, 'run')==['slice-12','two-epochs']
     assert _RUNS['slice-12'][1][-1]==dict(call='fit_one_cycle', epochs=12, lr_max=[1e-6,1e-4])
-    with pytest.raises(ValueError, match='no run x, y'): _chosen('x,y,two-epochs')
+    with pytest.raises(ValueError, match='no run x, y; there are two-epochs'): run_chapter(runs='x,y,two-epochs')
 
 def test_the_calls_reach_the_learner():
     from pets_nb.tools.chapter import _RUNS, _do

@@ -8,9 +8,10 @@ Docs: https://pets-nb.github.io/pets_nb/tools/benchmarks.html.md"""
 __all__ = ['run_benchmark']
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #859245c8
-import contextlib, glob, io, json, re, subprocess, sys, tempfile, threading, time
+import contextlib, glob, json, re, subprocess, sys, tempfile, time
 from functools import partial
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from ..engine.features import get_features, head_first
 from ..engine.files import open_image, write_json
@@ -19,19 +20,13 @@ from ..engine.learner import (bf16_is_fast, get_logits, partial_fine_tune,
 from ..engine.loaders import Speed, pets_dls
 from ..engine.networks import network
 from ..engine.sources import find_images
-from .experiments import _data, _machine
-import cv2
-import numpy as np
-import pandas as pd
-import torch
+from .experiments import _chosen, _data, _machine
+import cv2, numpy as np, pandas as pd, torch, torchvision
 from torch import nn
 from torchvision.transforms import v2
-from fastai.data.all import CategoryBlock, DataBlock, IndexSplitter, Normalize
-from fastai.metrics import error_rate
-from fastai.torch_core import set_seed
-from fastai.vision.all import (ImageBlock, Resize, aug_transforms, imagenet_stats,
-                               vision_learner)
-import torchvision
+from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IndexSplitter,
+    Normalize, Resize, aug_transforms, error_rate, imagenet_stats, set_seed,
+    vision_learner)
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #aebdee61
 def _alternate(sides, turns, draw=lambda turn: None):
@@ -50,23 +45,24 @@ def _alternate(sides, turns, draw=lambda turn: None):
 def _summary(rows, first):
     "Medians for each side: seconds, images a second, times faster than `first`, error"
     t = pd.DataFrame(rows)
-    per = t.seconds/t.images if 'images' in t else t.seconds
-    t = t.assign(per=per).set_index(['turn','side'])
-    ratio = t.per.xs(first, level='side')/t.per.unstack()[t.index.unique('side')].T
-    res = pd.DataFrame({'seconds': t.seconds.groupby('side').median()})
-    if 'images' in t: res['images/s'] = 1/t.per.groupby('side').median()
-    res['times faster'] = ratio.median(axis=1)
-    res['lowest'],res['highest'] = ratio.min(axis=1),ratio.max(axis=1)
+    t['per'] = t.seconds/t.get('images', 1)
+    per,by = t.pivot(index='turn', columns='side', values='per'),t.groupby('side')
+    ratio = per.rdiv(per[first], axis=0)
+    res = pd.DataFrame({'seconds': by.seconds.median()})
+    if 'images' in t: res['images/s'] = 1/per.median()
+    res['times faster'] = ratio.median()
+    res['lowest'],res['highest'] = ratio.min(),ratio.max()
     for o in ('error','peak MB'):
-        if o in t: res[o] = t[o].groupby('side').mean()
-    return res.loc[list(dict.fromkeys(o['side'] for o in rows))].round(3)
+        if o in t: res[o] = by[o].mean()
+    return res.loc[t.side.unique()].round(3)
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #2d67dbf2
 class _Setting:
     def __init__(self, data, arch, weights, size, bs=64, workers=2):
-        with contextlib.redirect_stdout(io.StringIO()): self.images = find_images(data)
+        self.images = find_images(data, verbose=False)
         self.arch,self.weights,self.size,self.workers = arch,weights,size,workers
-        lists = len(self.images)>1000 and self._has_lists()
+        try: lists = len(self.images)>1000 and self.images.split('official')
+        except (ValueError, OSError): lists = None
         self.split = 'official' if lists else 'random'
         self.draw(0)
         self.bs = max(2, min(bs, len(self.train)//5))
@@ -78,13 +74,9 @@ class _Setting:
         self.seed = 42+turn
         self.train,self.valid = self.images.split(self.split, seed=self.seed)
 
-    def _has_lists(self):
-        try: return bool(self.images.split('official'))
-        except (ValueError, OSError): return False
-
     def files(self, idxs): return [self.images.files[i] for i in idxs]
     def labels(self, idxs):
-        where = {k: i for i,k in enumerate(self.images.classes)}
+        where = dict(zip(self.images.classes, count()))
         return np.array([where[self.images.labels[i]] for i in idxs])
 
     def ours(self, seed, precision=None, head='linear', **speed):
@@ -117,12 +109,10 @@ def _chapter_learner(s, seed):
     return learn
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #ad75ee7f
-def _error(learn): return dict(error=learn.recorder.values[-1][-1])
-
 def _chapter_training(s, turn, epochs=2):
     learn = _chapter_learner(s, 42+turn)
     with learn.no_bar(), learn.no_logging(): learn.fine_tune(epochs)
-    return _error(learn)
+    return dict(error=learn.recorder.values[-1][-1])
 
 def _our_training(s, turn, epochs=2, fit=partial_fine_tune, precision=None):
     learn = s.ours(42+turn, precision)
@@ -137,9 +127,8 @@ def _v2(size):
 
 def _albumentations(size):
     import albumentations as A
-    tfms = [A.RandomResizedCrop((size,size), scale=(0.6,1.)), A.HorizontalFlip(),
-            A.Rotate(10), A.RandomBrightnessContrast(0.2, 0.2)]
-    tfms = A.Compose(tfms)
+    tfms = A.Compose([A.RandomResizedCrop((size,size), scale=(0.6,1.)), A.Rotate(10),
+                      A.HorizontalFlip(), A.RandomBrightnessContrast(0.2, 0.2)])
     def one(image):
         pixels = tfms(image=np.asarray(image))['image']
         return torch.from_numpy(pixels).permute(2,0,1).float()/255
@@ -151,34 +140,36 @@ class _Files(torch.utils.data.Dataset):
     def __getitem__(self, i):
         return self.tfm(open_image(self.files[i])),int(self.labels[i])
 
-class _Decoded(_Files):
-    def __getitem__(self, i): return cv2.imread(str(self.files[i])).shape[:2]
-
-def _loader(s, idxs, tfm, train):
-    files = _Files(s.files(idxs), s.labels(idxs), tfm)
+def _loader(s, files, train=False, **kwargs):
+    "PyTorch's loader with as many workers as ours"
     return torch.utils.data.DataLoader(files, s.bs, train, num_workers=s.workers,
-        drop_last=train, persistent_workers=s.workers>0)
+        drop_last=train, persistent_workers=s.workers>0, **kwargs)
+
+def _batches(s, tfm, train=True):
+    idxs = s.train if train else s.valid
+    return _loader(s, _Files(s.files(idxs), s.labels(idxs), tfm), train)
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #21ee0bc9
-def _plain_epochs(s, model, opt, sched, train, tuned, epochs=1,
-                  loss_func=nn.functional.cross_entropy):
+def _half(s, tuned):
+    "Half precision, if the loop is tuned and the machine is faster with it"
     half = tuned and s.precision!='float32'
-    for _ in range(epochs):
-        for x,y in train:
-            x,y = x.to(s.device),y.to(s.device)
-            if tuned: x = x.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(s.device, torch.bfloat16, enabled=half):
-                loss = loss_func(model(x), y)
-            loss.backward(); opt.step(); sched.step(); opt.zero_grad()
+    return torch.autocast(s.device, torch.bfloat16, enabled=half)
+
+def _plain_epochs(s, model, opt, step, train, tuned, epochs=1,
+                  loss_func=nn.functional.cross_entropy):
+    for x,y in (b for _ in range(epochs) for b in train):
+        x,y = x.to(s.device),y.to(s.device)
+        if tuned: x = x.contiguous(memory_format=torch.channels_last)
+        with _half(s, tuned): loss = loss_func(model(x), y)
+        loss.backward(); opt.step(); step(); opt.zero_grad()
 
 def _plain_error(s, model, tuned):
     fixed = v2.Compose([v2.Resize(s.size), v2.CenterCrop(s.size), v2.PILToTensor(),
                         v2.ToDtype(torch.float32, scale=True)])
-    valid = _loader(s, s.valid, fixed, False)
-    half = tuned and s.precision!='float32'
     model.eval()
-    with torch.no_grad(), torch.autocast(s.device, torch.bfloat16, enabled=half):
-        wrong = [(model(x.to(s.device)).argmax(1).cpu()!=y) for x,y in valid]
+    with torch.no_grad(), _half(s, tuned):
+        wrong = [(model(x.to(s.device)).argmax(1).cpu()!=y)
+                 for x,y in _batches(s, fixed, train=False)]
     return dict(error=torch.cat(wrong).float().mean().item())
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #cfc49a7a
@@ -187,14 +178,14 @@ def _plain_training(s, turn, epochs=2, tuned=False):
     torch.manual_seed(42+turn)
     model = network(s.arch, len(s.images.classes), s.weights).to(s.device)
     if tuned: model = model.to(memory_format=torch.channels_last)
-    train = _loader(s, s.train, _v2(s.size), True)
+    train = _batches(s, _v2(s.size))
     for n,rates in ((1,(0.,2e-3)), (epochs,(1e-4,1e-3))):
         for p in model[0].parameters(): p.requires_grad_(rates[0]>0)
         groups = [dict(params=o.parameters(), lr=r) for o,r in zip(model, rates) if r]
         opt = torch.optim.AdamW(groups, weight_decay=0.01, fused=tuned)
         sched = torch.optim.lr_scheduler.OneCycleLR(opt, [r for r in rates if r],
                                                     total_steps=n*len(train))
-        _plain_epochs(s, model.train(), opt, sched, train, tuned, n)
+        _plain_epochs(s, model.train(), opt, sched.step, train, tuned, n)
     return _plain_error(s, model, tuned)
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #7d1e0a12
@@ -211,19 +202,13 @@ def _timm_training(s, turn, epochs=6):
     torch.manual_seed(42+turn)
     model = network(s.arch, len(s.images.classes), s.weights).to(s.device)
     model = model.to(memory_format=torch.channels_last)
-    train = _loader(s, s.train, _timm_transform(s.size), True)
+    train,steps = _batches(s, _timm_transform(s.size)),count(1)
     opt = create_optimizer_v2(model, 'adamw', lr=5e-4, weight_decay=0.05)
-    steps = len(train)
-    sched = CosineLRScheduler(opt, epochs*steps, warmup_t=steps, warmup_lr_init=1e-6,
-                              t_in_epochs=False)
-    _plain_epochs(s, model.train(), opt, _Updates(sched), train, True, epochs,
-                  LabelSmoothingCrossEntropy(0.1))
+    sched = CosineLRScheduler(opt, epochs*len(train), warmup_t=len(train),
+                              warmup_lr_init=1e-6, t_in_epochs=False)
+    _plain_epochs(s, model.train(), opt, lambda: sched.step_update(next(steps)), train,
+                  True, epochs, LabelSmoothingCrossEntropy(0.1))
     return _plain_error(s, model, True)
-
-class _Updates:
-    "timm's schedulers count steps themselves"
-    def __init__(self, sched): self.sched,self.n = sched,0
-    def step(self): self.n += 1; self.sched.step_update(self.n)
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #dd443812
 def _sklearn_training(s, turn):
@@ -252,21 +237,22 @@ def _pss(pid):
     return 1024*int(found[1]) if found else 0
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #8284476a
-def _peak(command, text):
+def _peak(command, text=None):
     "Peak memory in bytes of a command and its children; `text` is its standard input"
     if not Path('/proc/self/smaps_rollup').exists(): raise OSError('memory needs Linux')
-    p = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                         stderr=subprocess.PIPE, text=True)
-    most,done = [0],threading.Event()
-    def watch():
-        while not done.wait(0.05): most[0] = max(most[0], sum(map(_pss, _tree(p.pid))))
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try: err = p.communicate(text)[1]
-    finally: done.set(); thread.join()
-    if p.returncode:
-        raise RuntimeError(f'the process ended with {p.returncode}: {err[-800:]}')
-    return most[0]
+    most = 0
+    with tempfile.TemporaryFile('w+') as given, tempfile.TemporaryFile('w+') as err:
+        given.write(text or '')
+        given.seek(0)
+        quiet_out = dict(stdout=subprocess.DEVNULL, stderr=err)
+        p = subprocess.Popen(command, stdin=given, **quiet_out)
+        while p.poll() is None:
+            most = max(most, sum(map(_pss, _tree(p.pid))))
+            time.sleep(0.05)
+        err.seek(0)
+        if p.returncode: raise RuntimeError(
+            f'the process ended with {p.returncode}: {err.read()[-800:]}')
+    return most
 
 def _memory_side(args, side, turn):
     code = ('import json,sys; from pets_nb.tools import benchmarks as b; '
@@ -275,24 +261,21 @@ def _memory_side(args, side, turn):
     return {'peak MB': round(peak/2**20)}
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #b76517ee
-def _count(dl):
+def _count(dl, turn=None):
     "Go through a loader once; the number of images"
     return dict(images=sum(len(x) for x,*_ in dl))
 
+def _decoded(files): return [cv2.imread(str(o)).shape for o in files],
+
 def _input(s, args):
     "Images a second of the training input"
-    ours = s.ours(42, workers=s.workers).dls
-    dls = {'chapter': _chapter_dls(s), 'this library': ours}
-    sides = {k: lambda turn, o=o: _count(o.train) for k,o in dls.items()}
-    tfms = {'torchvision v2': _v2}
-    if find_spec('albumentations'): tfms['albumentations'] = _albumentations
-    for k,o in tfms.items():
-        loader = _loader(s, s.train, o(s.size), True)
-        sides[k] = lambda turn, dl=loader: _count(dl)
-    files = _Decoded(s.files(s.train), s.labels(s.train), None)
-    alone = torch.utils.data.DataLoader(files, s.bs, num_workers=s.workers,
-                                        persistent_workers=s.workers>0)
-    return sides|{'decoding alone': lambda turn: _count(alone)}
+    dls = {'chapter': _chapter_dls(s).train,
+           'this library': s.ours(42, workers=s.workers).dls.train,
+           'torchvision v2': _batches(s, _v2(s.size))}
+    if find_spec('albumentations'):
+        dls['albumentations'] = _batches(s, _albumentations(s.size))
+    dls['decoding alone'] = _loader(s, s.files(s.train), collate_fn=_decoded)
+    return {k: partial(_count, o) for k,o in dls.items()}
 
 def _cache(s, args):
     "Images a second from the cache, after its first epoch"
@@ -300,8 +283,7 @@ def _cache(s, args):
     fast = s.ours(42, workers=s.workers, cache=folder.name).dls
     _count(fast.train)
     def ours(turn, keep=folder): return _count(fast.train)
-    chapter = _chapter_dls(s)
-    return dict(chapter=lambda turn: _count(chapter.train), cache=ours)
+    return dict(chapter=partial(_count, _chapter_dls(s).train), cache=ours)
 
 # %% ../../nbs/tools/02_benchmarks.ipynb #007069e4
 def _training(s, args):
@@ -330,26 +312,23 @@ def _memory(s, args):
 # %% ../../nbs/tools/02_benchmarks.ipynb #4d62535d
 def _recipes(s, args):
     "Time to an error: the chapter's recipe and features first"
+    chapter = partial(_chapter_training, s)
     fit = partial(head_first, mirror=True) # as `pets_nb train` does
-    def ours(turn, epochs): return _our_training(s, turn, epochs, fit)
-    return {'fine_tune(2)': partial(_chapter_training, s),
-            'fine_tune(6)': partial(_chapter_training, s, epochs=6),
+    ours = partial(_our_training, s, fit=fit)
+    return {'fine_tune(2)': chapter, 'fine_tune(6)': partial(chapter, epochs=6),
             'head': partial(ours, epochs=0),
             'head, then 4 epochs': partial(ours, epochs=4)}
 
 def _peers(s, args):
     "Whole trainings: the chapter, plain PyTorch, timm, scikit-learn, this library"
-    fit = partial(head_first, mirror=True)
-    return {'chapter, fine_tune(2)': partial(_chapter_training, s),
-            'chapter, fine_tune(6)': partial(_chapter_training, s, epochs=6),
+    two,six,head,tuned = _recipes(s, args).values()
+    return {'chapter, fine_tune(2)': two, 'chapter, fine_tune(6)': six,
             'PyTorch': partial(_plain_training, s),
             'PyTorch, tuned': partial(_plain_training, s, tuned=True),
             'timm, 6 epochs': partial(_timm_training, s),
             'scikit-learn on features': partial(_sklearn_training, s),
             'this library, 2 epochs': partial(_our_training, s),
-            'this library, head': partial(_our_training, s, epochs=0, fit=fit),
-            'this library, head and 4 epochs': partial(_our_training, s, epochs=4,
-                                                       fit=fit)}
+            'this library, head': head, 'this library, head and 4 epochs': tuned}
 
 _WHAT = dict(input=_input, cache=_cache, training=_training, evaluation=_evaluation,
              memory=_memory, recipes=_recipes, peers=_peers)
@@ -369,13 +348,6 @@ def _record(file, about):
         raise ValueError(f"{file} has other settings: choose another folder")
     return found['rows']
 
-def _names(what):
-    "The benchmarks that `what` asks for"
-    names = what.split(',') if isinstance(what, str) else list(what)
-    unknown = [o for o in names if o not in _WHAT]
-    if not unknown: return names
-    raise ValueError(f"no benchmark {unknown}; there are {', '.join(_WHAT)}")
-
 # %% ../../nbs/tools/02_benchmarks.ipynb #1dfb2a1e
 def run_benchmark(
     what='training', # Names: input cache training evaluation memory recipes peers
@@ -386,10 +358,9 @@ def run_benchmark(
     size=224, # Side of the images in a batch, pixels
     turns=3, # Turns, each with another seed
     workers=2, # Worker processes of the loaders
-    verbose=True, # Print each table?
 )->dict: # By name, a table: seconds, times faster than the first side, error
     "Measure this library against its peers; `ValueError` for unknown names and records"
-    names = _names(what)
+    names = _chosen(what, _WHAT, 'benchmark')
     args = [data if data is None else str(data), arch, str(weights), size, 64, workers]
     s = _Setting(*args)
     about = dict(data=_data(s.images), arch=arch, size=size, turns=turns,
@@ -400,9 +371,8 @@ def run_benchmark(
     res = {}
     for o in names:
         rows = found[o] or _alternate(_WHAT[o](s, args), turns, s.draw)
-        if not found[o]:
-            head = dict(about=dict(about, what=o), machine=_machine())
-            write_json(files[o], dict(head, rows=rows))
+        if not found[o]: write_json(files[o],
+            dict(about=dict(about, what=o), machine=_machine(), rows=rows))
         res[o] = _summary(rows, rows[0]['side'])
-        if verbose: print(f'{o}: {_WHAT[o].__doc__}', res[o].to_string(), sep='\n')
+        print(f'{o}: {_WHAT[o].__doc__}', res[o].to_string(), sep='\n')
     return res

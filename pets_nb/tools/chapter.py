@@ -8,12 +8,13 @@ Docs: https://pets-nb.github.io/pets_nb/tools/chapter.html.md"""
 __all__ = ['run_chapter', 'chapter_table']
 
 # %% ../../nbs/tools/01_chapter.ipynb #e4b9b4d8
+from functools import partial
 from pathlib import Path
 import pandas as pd
 from ..engine.learner import pets_learner, quiet
 from ..engine.loaders import Speed, pets_dls
 from ..engine.sources import find_images
-from .experiments import read_records, run_experiment
+from .experiments import _chosen, read_records, run_experiment
 
 # %% ../../nbs/tools/01_chapter.ipynb #a43f36f7
 def _fit(epochs, lr): return dict(call='fit_one_cycle', epochs=epochs, lr_max=lr)
@@ -47,33 +48,11 @@ def _do(learn, steps):
         getattr(learn, call)(*([epochs] if epochs else []), **args)
     return learn
 
-# %% ../../nbs/tools/01_chapter.ipynb #013f5748
-def _chosen(runs):
-    "Names in a text or list, each once; all runs for None"
-    if runs is None: return list(_RUNS)
-    names = runs.split(',') if isinstance(runs, str) else runs
-    names = list(dict.fromkeys(o.strip() for o in names))
-    unknown = [o for o in names if o not in _RUNS]
-    if unknown:
-        raise ValueError(f"no run {', '.join(unknown)}; there are {', '.join(_RUNS)}")
-    return names
-
-# %% ../../nbs/tools/01_chapter.ipynb #4d4bd29a
-def _recipe(name, images, size, bs, split, workers, *network):
-    "A function of the seed that trains a run"
-    def train(seed):
-        speed,(arch,weights,precision) = Speed(workers=workers),network
-        dls = pets_dls(images, size, bs, split, seed=seed, speed=speed, verbose=False)
-        learn = pets_learner(dls, arch, weights, seed, precision, 'fastai',
-            verbose=False)
-        with quiet(learn): return _do(learn, _RUNS[name][1])
-    return train
-
 # %% ../../nbs/tools/01_chapter.ipynb #9aa8fd32
 def run_chapter(
     source=None, # Images, as for `find_images`
     folder:Path='chapter_runs', # Folder of the records; finished runs are found there
-    runs:str=None, # Names of runs, separated by commas; default: all six
+    runs=None, # Names of runs, in a list or separated by commas; None: all six
     arch:str='small_network', # Network; published: resnet34
     size:int=96, # Side of the images in a batch, pixels; published: 224
     weights='default', # To start from, as for `pets_learner`
@@ -82,15 +61,20 @@ def run_chapter(
     precision:str='float32', # 'float32', 'bfloat16', 'float16' or 'auto'
     split:str='chapter', # 'chapter' (random 20%) or 'official'
     workers:int=None, # Worker processes; default: by the machine
-    verbose:bool=True, # Print a line for each run?
 )->pd.DataFrame: # As from `chapter_table`
     "Repeat the chapter's training runs and set them beside the published errors"
-    names,images = _chosen(runs),find_images(source, verbose=verbose)
+    names = _chosen(runs or _RUNS, _RUNS, 'run')
+    images,speed = find_images(source),Speed(workers)
+    def train(steps, seed):
+        dls = pets_dls(images, size, bs, split, seed=seed, speed=speed, verbose=False)
+        how = arch,weights,seed,precision,'fastai'
+        learn = pets_learner(dls, *how, verbose=False)
+        with quiet(learn): return _do(learn, steps)
+    recipes = {words: partial(train, steps) for words,steps in map(_RUNS.get, names)}
     start = weights if weights in (None,'default','none') else Path(weights).name
-    settings = dict(arch=arch, size=size, weights=start, bs=bs, split=split)
-    how = images,size,bs,split,workers,arch,weights,precision
-    run_experiment('chapter', {_RUNS[o][0]: _recipe(o, *how) for o in names}, seeds,
-                   images, dict(settings, precision=precision), folder, verbose)
+    settings = dict(arch=arch, size=size, weights=start, bs=bs, split=split,
+                    precision=precision)
+    run_experiment('chapter', recipes, seeds, images, settings, folder)
     return chapter_table('chapter', folder)
 
 # %% ../../nbs/tools/01_chapter.ipynb #c452b0a6
@@ -111,9 +95,9 @@ def chapter_table(
                      's/epoch': h.seconds[~frozen].mean()})
     groups = pd.DataFrame(rows).groupby(['arch','run'], sort=False)
     ours = groups.mean().assign(sd=groups.final.std(), seeds=groups.size())
-    ours = ours[['frozen','final','sd','best','seeds','s/epoch']]
-    archs = list(dict.fromkeys(o['arch'] for o in rows))
+    archs = ours.index.unique('arch')
     order = [(a,o) for a in archs for o in _RUNS if (a,o) in ours.index]
-    ours,published = ours.loc[order],_PUBLISHED.loc[[o for _,o in order]]
+    ours = ours.loc[order, ['frozen','final','sd','best','seeds','s/epoch']]
+    published = _PUBLISHED.loc[ours.index.get_level_values('run')]
     both = pd.concat(dict(published=published.set_index(ours.index), ours=ours), axis=1)
     return (both if len(archs)>1 else both.droplevel('arch')).round(2)

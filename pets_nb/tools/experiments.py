@@ -9,30 +9,26 @@ __all__ = ['run_experiment', 'read_records']
 
 # %% ../../nbs/tools/00_experiments.ipynb #d0061e72
 import base64, hashlib, json, os, platform, re, tempfile, time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-import filelock, numpy as np, pandas as pd
+import filelock, numpy as np, pandas as pd, pets_nb
 from ..engine.download import download
 from ..engine.files import config_folder, write_json
 
 # %% ../../nbs/tools/00_experiments.ipynb #77bb7bf5
-def _version(name):
-    try: return version(name)
-    except PackageNotFoundError: return None
-
 def _machine():
     "The hardware and the versions a run depends on"
     import torch
     info = Path('/proc/cpuinfo')
-    info = info.read_text() if info.exists() else ''
-    names = re.findall(r'model name\s*:\s*(.+)', info)
-    libraries = ('torch', 'torchvision', 'fastai', 'timm', 'numpy', 'pets_nb')
+    names = info.exists() and re.findall(r'model name\s*:\s*(.+)', info.read_text())
+    libraries = filter(find_spec, ('torch', 'torchvision', 'fastai', 'timm', 'numpy'))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return dict(processor=names[0] if names else platform.processor(), gpu=gpu,
                 system=platform.system(), cores=os.cpu_count(),
                 threads=torch.get_num_threads(), python=platform.python_version(),
-                **{o: v for o in libraries if (v := _version(o))})
+                **{o: version(o) for o in libraries}, pets_nb=pets_nb.__version__)
 
 # %% ../../nbs/tools/00_experiments.ipynb #6b10c46f
 def _data(images):
@@ -54,20 +50,23 @@ def _unpack(text, n):
 # %% ../../nbs/tools/00_experiments.ipynb #8972f723
 def _outcome(res):
     "What a recipe's result says: an error rate, a dictionary, or a learner"
-    if not hasattr(res, 'dls'):
-        res = dict(res) if isinstance(res, dict) else dict(error=float(res))
-        if res.get('right') is not None:
-            res.setdefault('error', 1-np.mean(res['right']))
-            res.update(n_test=len(res['right']), right=_pack(res['right']))
-        if not 0<=res['error']<=1:
-            raise ValueError(f"the error rate {res['error']} is not between 0 and 1")
-        return dict(res, error=float(res['error']))
+    if hasattr(res, 'dls'): res = _learned(res)
+    res = dict(res) if isinstance(res, dict) else dict(error=float(res))
+    if res.get('right') is not None:
+        res.setdefault('error', 1-np.mean(res['right']))
+        res.update(n_test=len(res['right']), right=_pack(res['right']))
+    if not 0<=res['error']<=1:
+        raise ValueError(f"the error rate {res['error']} is not between 0 and 1")
+    return dict(res, error=float(res['error']))
+
+def _learned(learn):
+    "What a trained learner gets right, and how it was trained"
     from pets_nb.engine.learner import get_logits
-    logits,targets = get_logits(res, res.dls.loaders[-1])
-    rows = getattr(getattr(res, 'history', None), 'rows', [])
-    found = dict(right=(logits.argmax(1)==targets).numpy(), history=rows)
-    sizes = dict(n_train=len(res.dls.train_ds), device=str(res.dls.device))
-    return _outcome(dict(found, **sizes, arch=getattr(res.model, 'arch', None)))
+    logits,targets = get_logits(learn, learn.dls.loaders[-1])
+    return dict(right=(logits.argmax(1)==targets).numpy(),
+        history=getattr(getattr(learn, 'history', None), 'rows', []),
+        n_train=len(learn.dls.train_ds), device=str(learn.dls.device),
+        arch=getattr(learn.model, 'arch', None))
 
 # %% ../../nbs/tools/00_experiments.ipynb #39d5639e
 def _file(name, folder):
@@ -88,6 +87,15 @@ def _load(file):
     except ValueError: res = None
     if isinstance(res, dict) and isinstance(res.get('runs'), list): return res
     raise ValueError(f"{file} is no file of records: delete it to run again")
+
+# %% ../../nbs/tools/00_experiments.ipynb #7b7839a1
+def _chosen(names, known, what):
+    "Names in a text or list, each once, all of them `known`"
+    names = names.split(',') if isinstance(names, str) else names
+    names = list(dict.fromkeys(o.strip() for o in names))
+    odd = [o for o in names if o not in known]
+    if not odd: return names
+    raise ValueError(f"no {what} {', '.join(odd)}; there are {', '.join(known)}")
 
 # %% ../../nbs/tools/00_experiments.ipynb #3030abe0
 def _add(file, head, run):

@@ -8,10 +8,12 @@ Docs: https://pets-nb.github.io/pets_nb/tools/export.html.md"""
 __all__ = ['export_bundle']
 
 # %% ../../nbs/tools/02a_export.ipynb #46010e67
-import base64, hashlib, io, json, os, tarfile, tempfile
+import base64, hashlib, json, os, tarfile, tempfile
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-import numpy as np, torch, pets_nb
+from types import SimpleNamespace
+import numpy as np, torch, torch.nn.functional as F, pets_nb
 from ..engine.bundle import Predictor
 from ..engine.files import atomic_path, config_folder, shown
 
@@ -37,15 +39,16 @@ def _program(predictor):
 _RESIZE = {'one warp': 'by averaging (area), or bilinearly where it is enlarged',
            'fastai': "bilinearly, as fastai's Resize does"}
 
+def _threshold(about): return about.get('none_of_these', {}).get('threshold')
+
 def _metadata(about):
     "How to use the file, as short texts"
-    threshold = about.get('none_of_these', {}).get('threshold')
-    words = dict(arch=about['arch'], classes=about['classes'], size=about['size'],
+    same = {k: about[k] for k in ('arch','classes','size','mean','std','temperature')}
+    words = dict(same,
         input='pixels: uint8 (batch, size, size, 3), RGB, upright, on white',
         resize=f"the middle square of the image, {_RESIZE[about['resampling']]}",
-        normalisation='inside the graph', mean=about['mean'], std=about['std'],
-        softmax='inside the graph', temperature=about['temperature'],
-        threshold=threshold, pets_nb=pets_nb.__version__,
+        normalisation='inside the graph', softmax='inside the graph',
+        threshold=_threshold(about), pets_nb=pets_nb.__version__,
         weights=about.get('weights', {}).get('sha256', ''))
     return {k: o if isinstance(o, str) else json.dumps(o, ensure_ascii=False)
             for k,o in words.items()}
@@ -87,19 +90,17 @@ def _run_torch(file):
 
 def _difference(predictor, run):
     "The largest difference from `Predictor`, for batches of 1 and 5 images"
-    size,rng = predictor.about['size'],np.random.default_rng(0)
-    worst = 0
-    for n in (1, 5): # blobs of colour of several sizes, more like images than noise is
-        coarse = rng.integers(0, 256, (n, 2**n, 2**n, 3), np.uint8)
-        at = np.arange(size)*2**n//size
-        x = np.ascontiguousarray(coarse[:, at][:, :, at])
+    size,worst = predictor.about['size'],0
+    rng = torch.Generator().manual_seed(0)
+    for n in (1, 5): # blobs of colour, more like images than noise is
+        x = F.interpolate(255*torch.rand(n, 3, 2**n, 2**n, generator=rng), size)
+        x = x.byte().permute(0, 2, 3, 1).contiguous().numpy()
         logits = predictor.logits(x)
         p = (logits/predictor.about['temperature']).softmax(1).numpy()
         evidence = logits.logsumexp(1).numpy()
-        found = run(x)
-        scale = np.maximum(1, np.abs(evidence))
-        worst = max(worst, *(float(np.max(o, initial=0)) for o in
-            (np.abs(found[0]-p), np.abs(found[1]-evidence)/scale)))
+        odds,sums = run(x)
+        worst = np.max([worst, np.abs(odds-p).max(),
+                        np.abs((sums-evidence)/np.maximum(1, np.abs(evidence))).max()])
     if not worst <= 1e-4: raise ValueError(f"the exported model's answers differ by "
         f'{worst:.1e} from those of the bundle: nothing was written')
     return worst
@@ -122,17 +123,14 @@ def _test_images(predictor, folder, labels, pattern):
 
 def _quantise(source, file, x):
     "Write an int8 version of an ONNX file, with ranges from the images `x`"
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization import quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
-    class Images(CalibrationDataReader):
-        def __init__(self): self.left = iter(x)
-        def get_next(self):
-            one = next(self.left, None)
-            return None if one is None else {'pixels': one[None]}
+    images = ({'pixels': o[None]} for o in x)
+    reader = SimpleNamespace(get_next=partial(next, images, None))
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder)/'ready.onnx'
         quant_pre_process(source, ready, skip_symbolic_shape=True)
-        quantize_static(ready, file, Images(), per_channel=True,
+        quantize_static(ready, file, reader, per_channel=True,
             op_types_to_quantize=['Conv', 'Gemm', 'MatMul', 'Add', 'Relu', 'MaxPool'])
 
 # %% ../../nbs/tools/02a_export.ipynb #5450066d
@@ -141,26 +139,23 @@ def _int8(predictor, file, test, labels, pattern):
     import onnx
     x,y = _test_images(predictor, test, labels, pattern)
     order = np.random.default_rng(0).permutation(len(x))
-    k = min(64, len(x)//10)
-    used,rest = order[:k],order[k:]
-    small = file.with_name(file.name+'.int8')
-    _quantise(file, small, x[used])
-    def wrong(o):
-        run = _run_onnx(o)
+    used,rest = np.split(order, [min(64, len(x)//10)])
+    def wrong():
+        run = _run_onnx(file)
         return np.array([run(x[[i]])[0][0].argmax() != y[i] for i in rest])
-    before,after,n = wrong(file),wrong(small),len(rest)
-    words = (f'error {before.mean():.1%} before and {after.mean():.1%} after, on {n:,} '
-             f'test images ({(after & ~before).sum()} became wrong, '
+    before = wrong()
+    _quantise(file, file, x[used])
+    after = wrong()
+    words = (f'error {before.mean():.1%} before and {after.mean():.1%} after, on '
+             f'{len(rest):,} test images ({(after & ~before).sum()} became wrong, '
              f'{(before & ~after).sum()} became right)')
-    model = onnx.load(small)
-    props = _metadata(predictor.about) | dict(int8=words)
-    onnx.helper.set_model_props(model, props)
+    model = onnx.load(file)
+    onnx.helper.set_model_props(model, _metadata(predictor.about) | dict(int8=words))
     file.write_bytes(model.SerializeToString())
-    small.unlink()
     return f'int8: {words}'
 
 # %% ../../nbs/tools/02a_export.ipynb #db7dc2d0
-_WEB = dict(version='1.30.0', size=33_106_585, md5='4fae12018eb0aa74afc3d873e94f3e68',
+_WEB = dict(version='1.30.0', size=33_106_585,
     sha256='d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71',
     files=('ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.wasm'))
 
@@ -170,7 +165,7 @@ def _runtime():
     name = f"onnxruntime-web-{_WEB['version']}.tgz"
     archive = config_folder('archive')/name
     url = f'https://registry.npmjs.org/onnxruntime-web/-/{name}'
-    try: download(url, archive, _WEB['size'], _WEB['md5'], retries=2)
+    try: download(url, archive, _WEB['size'], retries=2)
     except ConnectionError as e: raise ConnectionError(f"{name} can't be fetched. Get "
         f'{url} on a machine with internet and put it at {shown(archive)}') from e
     if hashlib.sha256(archive.read_bytes()).hexdigest() != _WEB['sha256']:
@@ -183,11 +178,11 @@ def _write_page(predictor, folder):
     about,assets = predictor.about,Path(pets_nb.__file__).parent/'assets'
     for name,data in _runtime().items(): (folder/name).write_bytes(data)
     config = {k: about[k] for k in ('arch', 'classes', 'size')} | dict(
-        threshold=about.get('none_of_these', {}).get('threshold'),
-        made=f'pets_nb {pets_nb.__version__}', runtime=_WEB['version'])
+        threshold=_threshold(about), made=f'pets_nb {pets_nb.__version__}',
+        runtime=_WEB['version'])
     script = (assets/'web.js').read_text(encoding='utf-8')
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = (assets/'web.html').read_text(encoding='utf-8')
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     data = json.dumps(config).replace('<', '\\u003c')
     for k,v in {'SCRIPT_HASH': f'sha256-{digest}', '>CONFIG<': f'>{data}<',
                 '>SCRIPT<': f'>{script}<'}.items(): page = page.replace(k, v, 1)
