@@ -8,13 +8,14 @@ Docs: https://pets-nb.github.io/pets_nb/tools/cli.html.md"""
 __all__ = ['main']
 
 # %% ../../nbs/tools/03_cli.ipynb #41e9842c
-import argparse, glob, logging, os, re, shlex, shutil, signal, sys, tempfile
-import time, warnings
+import argparse, glob, logging, os, re, shlex, shutil, signal, sys, time, warnings
 from collections import Counter
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from functools import partial
+from importlib import import_module
 from itertools import count
-from json import dumps, loads
+from json import dump, dumps, loads
 from pathlib import Path
 import pets_nb
 
@@ -125,10 +126,10 @@ def _add(parser, name, default):
     "Add the option `name` to a parser"
     read,words,flag = _READ.get(name), _HELP[name], _flag(name)
     if default is not None: words = f"{words.split('; default')[0]}; default: {default}"
+    how = dict(type=read, default=default, metavar=name.upper())
     if name=='images': flag,how = name, dict(nargs='+', metavar='IMAGE')
     elif read is None: how = dict(action='store_true')
     elif isinstance(read, tuple): how = dict(choices=read, default=default)
-    else: how = dict(type=read, default=default, metavar=name.upper())
     parser.add_argument(flag, help=words, **how)
 
 # %% ../../nbs/tools/03_cli.ipynb #d2c45214
@@ -137,7 +138,7 @@ _RUNS = Path('pets_nb_runs')
 def _claim(out, settings, need=0):
     "A new folder that no other run has, with `settings` in it; `need` is in bytes"
     from pets_nb.engine.files import _need_space
-    stamp,text = datetime.now().strftime('%Y-%m-%d_%H%M%S'), dumps(settings, indent=1)
+    stamp = datetime.now().strftime('%Y-%m-%d_%H%M%S')
     for n in count(1):
         folder = Path(out) if out else _RUNS/(stamp if n==1 else f'{stamp}_{n}')
         above = next(o for o in folder.absolute().parents if o.is_dir())
@@ -145,7 +146,7 @@ def _claim(out, settings, need=0):
         try:
             folder.mkdir(parents=True, exist_ok=bool(out))
             if any(folder.iterdir()): raise FileExistsError
-            with open(folder/'settings.json', 'x') as f: f.write(text)
+            with open(folder/'settings.json', 'x') as f: dump(settings, f, indent=1)
             return folder
         except FileExistsError:
             if out: raise FileExistsError(f"{out} is there already: choose another "
@@ -160,12 +161,13 @@ def _argv(a, absolute=False):
     for name in _COMMANDS['train'][1].split():
         value = getattr(a, name)
         if name in ('out', 'resume') or value in (None, 'auto', 'default'): continue
-        if value is False: continue
-        value = '' if value is True else str(value)
-        found = absolute and name in _FILES and os.path.exists(value)
-        value = os.path.abspath(value) if found else value
-        words += [f'{_flag(name)}={value}'] if value[:1]=='-' else [_flag(name), value]
-    return [o for o in words if o]
+        if value is True: words.append(_flag(name))
+        elif value is not False:
+            found = absolute and name in _FILES and os.path.exists(value)
+            words.append(f'{_flag(name)}={os.path.abspath(value) if found else value}')
+    return words
+
+def _line(a): return shlex.join(['pets_nb', *_argv(a)])
 
 def _resumed(folder):
     "The options of the run in `folder`"
@@ -187,75 +189,60 @@ class _Progress:
         columns = p.BarColumn(),p.MofNCompleteColumn(),p.TimeRemainingColumn()
         self.bar = p.Progress('{task.description}', *columns, console=self.console,
             transient=True, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task('', total=None, visible=False)
         self.bar.start()
         return self
 
     def __exit__(self, *error): self.bar.stop()
-    def step(self, *args):
-        for task in self.bar.task_ids: self.bar.advance(task)
-
-    def phase(self, words, total):
-        "Begin a phase of `total` steps; None: nobody knows how many"
-        for task in self.bar.task_ids: self.bar.remove_task(task)
-        self.bar.add_task(words, total=total)
+    def step(self, *args): self.bar.advance(self.task)
+    def phase(self, words, total, done=0):
+        "Begin a phase of `total` steps"
+        self.bar.reset(self.task, description=words, total=total, completed=done,
+                       visible=True)
 
     def table(self, rows):
         "Show the rows of a history that are new"
-        def out(words): self.console.out(words, highlight=False)
+        if not rows: return
         keys = 'train_loss','valid_loss','error_rate'
-        head = 'epoch  train loss  valid loss  error rate  seconds'
-        if rows and not self.shown: out(head)
-        for i,row in list(enumerate(rows))[self.shown:]:
+        lines = ['epoch  train loss  valid loss  error rate  seconds']
+        for i,row in enumerate(rows):
             words = ''.join(f"{row.get(o, float('nan')):12.4f}" for o in keys)
-            out(f"{i:5}{words}{row['seconds']:9.1f}")
-        self.shown = len(rows)
+            lines.append(f"{i:5}{words}{row['seconds']:9.1f}")
+        for o in lines[self.shown:]: self.console.out(o, highlight=False)
+        self.shown = len(lines)
 
 # %% ../../nbs/tools/03_cli.ipynb #2178cebc
-def _show_epochs(progress):
-    "A callback that shows the training on `progress`"
+def _show_epochs(learn, progress):
+    "A callback that shows the features and the training of `learn` on `progress`"
     from fastai.callback.core import Callback
     class ShowEpochs(Callback):
-        order,_began = 65,False # after History (55)
+        order = 65 # after History (55)
+        features = learn.model[0].register_forward_hook(progress.step)
+        def before_validate(self): self.features.remove()
         def before_train(self):
-            if not self._began:
-                progress.table(self.learn.history.rows)
-                steps = self.n_epoch*sum(map(len, self.dls.loaders[:2]))
-                progress.phase('Training', steps)
-            self._began = True
-        def after_fit(self): self._began = False
-        def after_batch(self): progress.step()
-        def after_epoch(self):
-            if self._began: progress.table(self.learn.history.rows)
+            self.features.remove()
+            progress.table(self.learn.history.rows)
+            n = len(self.dls.train)
+            progress.phase('Training', self.n_epoch*n, self.epoch*n)
+        def after_batch(self):
+            if self.training: progress.step()
+        def after_epoch(self): progress.table(self.learn.history.rows)
     return ShowEpochs()
-
-# %% ../../nbs/tools/03_cli.ipynb #256b951d
-def _count_batches(learn, progress, passes=2):
-    "Show the batches that the frozen body computes before any epoch"
-    n = len(range(_RANK, len(learn.dls.train_ds), int(os.getenv('WORLD_SIZE', 1))))
-    left = [passes*-(-n//learn.dls.valid.bs)]
-    progress.phase('Features of the training images', left[0])
-    def count(*args):
-        progress.step()
-        left[0] -= 1
-        if left[0]==0:
-            hook.remove()
-            progress.phase('Fitting the head', None)
-    hook = learn.model[0].register_forward_hook(count)
 
 # %% ../../nbs/tools/03_cli.ipynb #7c0f6571
 def _judged(labels, answers, what):
     "Lines about the answers to some images, both as class names"
     from pets_nb.engine.stats import wilson
-    wrong = [o for o in zip(labels, answers) if o[0]!=o[1]]
-    k,n,(low,high) = len(wrong),len(labels),wilson(len(wrong), len(labels))
-    counts,errors = Counter(labels),Counter(i for i,_ in wrong)
-    often = counts.most_common(1)[0]
+    wrong = Counter(o for o in zip(labels, answers) if o[0]!=o[1])
+    k,n,counts,errors = wrong.total(),len(labels),Counter(labels),Counter()
+    for (label,_),m in wrong.items(): errors[label] += m
+    (often,most),(low,high) = counts.most_common(1)[0],wilson(k, n)
     worst = sorted(errors, key=lambda o: (-errors[o]/counts[o], -errors[o], o))[:5]
     worst = [f'{o} {errors[o]} of {counts[o]}' for o in worst]
-    pairs = [f'{i} as {j} {m}' for (i,j),m in Counter(wrong).most_common(5)]
+    pairs = [f'{i} as {j} {m}' for (i,j),m in wrong.most_common(5)]
     yield f"{what}: error {k/n:.1%} ({k:,} of {n:,} images)"
     yield f"  95% interval for more such images: {100*low:.1f} to {high:.1%}"
-    yield f"  always answering {often[0]}: {1-often[1]/n:.1%}"
+    yield f"  always answering {often}: {1-most/n:.1%}"
     yield f"  worst classes: {', '.join(worst) or 'none'}"
     yield f"  most confused: {', '.join(pairs) or 'none'}"
 
@@ -291,18 +278,17 @@ def _fonts(text):
 # %% ../../nbs/tools/03_cli.ipynb #41e8ffb2
 def _draw_samples(axs, files, pairs, sure):
     "Draw images with their answers, the most confident mistakes first"
-    from pets_nb.engine.files import ImageError, open_image
+    from pets_nb.engine.files import open_image
     right = [label==answer for label,answer in pairs]
     order = sorted(range(len(files)), key=lambda i: (right[i], -sure[i]))
     for ax in axs.flat: ax.axis('off')
     for ax,i in zip(axs.flat, order):
         label,answer = pairs[i]
-        try: ax.imshow(open_image(files[i], short=200))
-        except ImageError: continue
+        ax.imshow(open_image(files[i], short=200))
         words = f'{answer} {sure[i]:.0%}' + ('' if right[i] else f'\nlabel: {label}')
         ax.set_title(words, color='k' if right[i] else 'C1')
 
-def _draw(folder, files, pairs, sure, classes):
+def _draw(folder, files, labels, answers, sure, classes):
     "Save predictions.png and confusion.png"
     import matplotlib
     matplotlib.use('Agg')
@@ -312,10 +298,10 @@ def _draw(folder, files, pairs, sure, classes):
     fonts = _fonts(''.join(classes))
     with plt.rc_context({'font.family': fonts, 'text.parse_math': False}):
         fig,axs = plt.subplots(3, 4, figsize=(12, 10))
-        _draw_samples(axs, files, pairs, sure)
+        _draw_samples(axs, files, list(zip(labels, answers)), sure)
         fig.savefig(folder/'predictions.png', dpi=80)
         fig,ax = plt.subplots(figsize=(9, 9))
-        indices = ([classes.index(o) for o in side] for side in zip(*pairs))
+        indices = ([classes.index(o) for o in names] for names in (labels, answers))
         plot_confusion(*indices, classes, 15, ax)
         fig.savefig(folder/'confusion.png', dpi=100)
         plt.close('all')
@@ -330,45 +316,43 @@ def _answers(learn, dl):
     return None if targets is None else names(targets),names(best),sure.tolist()
 
 # %% ../../nbs/tools/03_cli.ipynb #6392a33e
-def _report(learn, folder, a, held):
-    "Say how far to trust the model, keep the report, and draw the figures"
-    from pets_nb.engine.bundle import _views
-    labels,answers,sure = _answers(learn, learn.dls.valid)
-    history = learn.history.table
-    lines = [history.to_string(float_format='{:.4f}'.format, na_rep=''), '']
-    lines += _judged(labels, answers, 'Validation')
-    for what,files,true in held:
-        lines += _judged(true, _answers(learn, learn.dls.test_dl(files))[1], what)
-    lines += ['', f"Saved in {folder}: model, report.txt, history.csv, predictions.png "
-              "and confusion.png",
-              f"To use it:    pets_nb predict IMAGE --model {shlex.quote(str(folder))}",
-              f"To repeat it: pets_nb {shlex.join(_argv(a))}"]
-    advice = _advice(a, learn.dls.images.counts, history.valid_loss.tolist(),
-                     _views(learn.dls)['size'], learn.model.sizes[1])
-    text = '\n'.join([*lines, *(f"To try next:  {o}" for o in advice)])
+def _tell(folder, a, lines, kept, advice=()):
+    "Print the report, and keep it"
+    text = '\n'.join([*lines, '', f"Saved in {folder}: {kept}",
+        f"To use it:    pets_nb predict IMAGE --model {shlex.quote(str(folder))}",
+        f"To repeat it: {_line(a)}", *(f"To try next:  {o}" for o in advice)])
     print(text)
-    files,pairs = learn.dls.valid_ds.items,list(zip(labels, answers))
-    _draw(folder, files, pairs, sure, list(learn.dls.vocab))
     (folder/'report.txt').write_text(text+'\n', encoding='utf-8', errors='replace')
+
+def _report(learn, folder, a, test):
+    "Draw the figures, and say how far to trust the model"
+    from pets_nb.engine.bundle import _views
+    dls,history = learn.dls,learn.history.table
+    found = _answers(learn, dls.valid)
+    _draw(folder, dls.valid_ds.items, *found, list(dls.vocab))
+    lines = [history.to_string(float_format='{:.4f}'.format, na_rep=''), '']
+    lines += _judged(*found[:2], 'Validation')
+    for dl in dls.loaders[2:]: lines += _judged(*_answers(learn, dl)[:2], 'Test')
+    if test:
+        answers = _answers(learn, dls.test_dl(test.files))[1]
+        lines += _judged(test.labels, answers, f'Test ({a.test})')
+    kept = 'model, report.txt, history.csv, predictions.png and confusion.png'
+    _tell(folder, a, lines, kept, _advice(a, dls.images.counts,
+        history.valid_loss.tolist(), _views(dls)['size'], learn.model.sizes[1]))
 
 # %% ../../nbs/tools/03_cli.ipynb #804e7a00
 def _data_of(a):
-    "The images to train on, and sets to test on: what they are, files, labels"
+    "The images to train on, and those of `--test`"
     from pets_nb.engine.files import _count
     from pets_nb.engine.sources import find_images
-    images,held = find_images(a.data, a.labels, a.pattern),[]
-    parts = images.parts or []
-    a.split = a.split or ('given' if parts else 'random')
-    if a.split=='given' and len(set(parts))==3:
-        last = [i for i,o in enumerate(parts) if o=='test']
-        held.append(('Test', images.files[last], [images.labels[i] for i in last]))
-    if a.test:
-        test = find_images(a.test, a.labels, a.pattern, training=False)
-        held.append((f'Test ({a.test})', test.files, test.labels))
-    odd = sorted({o for _,_,labels in held for o in labels} - set(images.labels))
+    images = find_images(a.data, a.labels, a.pattern)
+    a.split = a.split or ('given' if images.parts else 'random')
+    if not a.test: return images,None
+    test = find_images(a.test, a.labels, a.pattern, training=False)
+    odd = sorted(set(test.labels) - set(images.labels))
     if odd: raise ValueError(f"{_count(len(odd), 'class')} to test on, but not to "
                              f"train on: {', '.join(odd)}")
-    return images,held
+    return images,test
 
 # %% ../../nbs/tools/03_cli.ipynb #90b71ef4
 def _epochs_for(a, counts):
@@ -389,27 +373,30 @@ def _decide(a, learn):
 
 # %% ../../nbs/tools/03_cli.ipynb #c299baba
 def _prepare(a):
-    "The learner, and the images to test on"
+    "The learner, and the function that trains it"
     from pets_nb.engine.learner import pets_learner
     from pets_nb.engine.loaders import Speed, pets_dls
     from pets_nb.engine.streams import _holds_shards
     if a.data and os.path.isdir(a.data) and _holds_shards(a.data):
-        return _prepare_shards(a),None
-    images,held = _data_of(a)
+        return _prepare_shards(a),_train_on_shards
+    images,test = _data_of(a)
     speed = Speed(a.workers, a.cache or None, a.on_device)
     dls = pets_dls(images, a.size, a.bs, a.split, a.valid_pct, a.seed, speed=speed)
     learn = pets_learner(dls, a.arch, a.weights, a.seed, a.precision)
     _decide(a, learn)
-    return learn,held
+    return learn,partial(_train_on_images, test=test)
 
 def _fit(learn, a, checkpoints):
     "Train by the recipe that fits the data"
+    from fastai.torch_core import num_distrib
     from pets_nb.engine.checkpoints import resumable
     from pets_nb.engine.features import head_first
     with (_Progress() as progress, learn.no_bar(), learn.no_logging(),
-          resumable(learn, checkpoints), learn.added_cbs(_show_epochs(progress))):
+          resumable(learn, checkpoints),
+          learn.added_cbs(_show_epochs(learn, progress))):
         if a.arch!='small_network' and a.weights!='none':
-            _count_batches(learn, progress)
+            batches = -(-len(learn.dls.train_ds)//(learn.dls.valid.bs*num_distrib()))
+            progress.phase('Features of the training images', 2*batches)
             head_first(learn, a.epochs, a.lr, mirror=True)
         elif a.epochs: learn.fine_tune(a.epochs, a.lr)
         else: learn.fit_one_cycle(1, a.lr)
@@ -420,18 +407,19 @@ def _keep(learn, folder, a):
     "Save the model in the run's folder, unless it is there"
     from pets_nb.engine.bundle import save_bundle
     model = folder/'model'
-    if (model/'model.json').exists(): return model
-    return save_bundle(learn, model, command=shlex.join(['pets_nb', *_argv(a)]))
+    if not (model/'model.json').exists(): save_bundle(learn, model, command=_line(a))
+    return model
 
 # %% ../../nbs/tools/03_cli.ipynb #03a77535
 @contextmanager
 def _training_in(folder, learn, a):
     "Hold a run's folder, and say what is in it if the training ends early"
     from filelock import FileLock, Timeout
-    lock = FileLock(folder/'lock', timeout=0)
+    if _RANK: return (yield) # the first process holds it
+    lock,again = folder/'lock',f'train --resume {shlex.quote(str(folder))}'
     try:
-        with lock: yield
-        (folder/'lock').unlink(missing_ok=True)
+        with FileLock(lock, timeout=0): yield
+        lock.unlink(missing_ok=True)
     except Timeout: raise ValueError(f"another process trains in {folder}") from None
     except FloatingPointError as e:
         if not learn.history.rows: raise
@@ -439,9 +427,9 @@ def _training_in(folder, learn, a):
     except RuntimeError as e:
         if 'WORLD_SIZE' not in os.environ: raise
         raise ConnectionError(f"another process has ended ({str(e)[:80]}); to resume, "
-            f"start them with train --resume {shlex.quote(str(folder))}") from e
+                              f"start them with {again}") from e
     except KeyboardInterrupt:
-        _complain(f"to resume: pets_nb train --resume {shlex.quote(str(folder))}")
+        _complain(f"to resume: pets_nb {again}")
         raise
 
 # %% ../../nbs/tools/03_cli.ipynb #b7a20e92
@@ -457,53 +445,46 @@ def _prepare_shards(a):
     a.arch,a.size,a.epochs = learn.model.arch,learn.dls.valid.warp.size,0
     return learn
 
-def _train_on_shards(learn, a, folder):
-    "Features of this process's shards; the first process fits the head to all"
+def _shard_features(learn, a, folder):
+    "Compute the features of this process's shards, and wait for the others"
     from fastai.torch_core import distrib_barrier
     from pets_nb.engine.streams import shard_features
-    with nullcontext() if _RANK else _training_in(folder, learn, a):
-        with _Progress() as progress:
-            progress.phase('Batches of images', None)
-            hook = learn.model[0].register_forward_hook(progress.step)
-            shard_features(learn, a.data, folder/'features', mirror=True)
-            hook.remove()
-        distrib_barrier()
-        if not _RANK: _finish_shards(learn, a, folder)
+    with (_Progress() as progress,
+          learn.model[0].register_forward_hook(progress.step)):
+        progress.phase('Batches of images', None)
+        shard_features(learn, a.data, folder/'features', mirror=True)
+    distrib_barrier()
 
 # %% ../../nbs/tools/03_cli.ipynb #b7a20e93
-def _finish_shards(learn, a, folder):
-    "Fit the head, keep the model, and say how far to trust it"
+def _train_on_shards(learn, a, folder):
+    "Fit the head to the features, keep the model, and say how far to trust it"
     from pets_nb.engine.streams import _fit_shards, _save
+    _shard_features(learn, a, folder)
+    if _RANK: return
     logits,y,known = _fit_shards(learn, a.data, folder/'features', a.valid_pct, a.seed)
-    shutil.rmtree(folder/'model', ignore_errors=True)
-    shutil.rmtree(folder/'model.part', ignore_errors=True)
-    _save(learn, folder/'model', known, command=shlex.join(['pets_nb', *_argv(a)]))
+    for o in ('model', 'model.part'): shutil.rmtree(folder/o, ignore_errors=True)
+    _save(learn, folder/'model', known, command=_line(a))
     learn.history.table.to_csv(folder/'history.csv')
     names = [[learn.dls.vocab[i] for i in o] for o in (y, logits.argmax(1))]
-    lines = [*_judged(*names, 'Held back'), '',
-             f"Saved in {folder}: model, features, report.txt and history.csv",
-             f"To use it:    pets_nb predict IMAGE --model {shlex.quote(str(folder))}",
-             f"To repeat it: pets_nb {shlex.join(_argv(a))}"]
-    print('\n'.join(lines))
-    text = '\n'.join(lines) + '\n'
-    (folder/'report.txt').write_text(text, encoding='utf-8', errors='replace')
+    lines = _judged(*names, 'Held back')
+    _tell(folder, a, lines, 'model, features, report.txt and history.csv')
 
 # %% ../../nbs/tools/03_cli.ipynb #b7a20e91
 def _together(a, folder):
-    "The learner, sets to test on, and the folder; the first process goes first"
+    "The learner, what trains it, and the folder; the first process goes first"
     from fastai.torch_core import distrib_barrier, num_distrib
     from pets_nb.many_machines import Distributed
     import torch.distributed as dist
     if _RANK: distrib_barrier()
-    learn,held = _prepare(a)
+    learn,train = _prepare(a)
     need = 5*sum(o.nbytes for o in learn.model.state_dict().values()) + 2e7
     if not (folder or _RANK): folder = _claim(a.out, dict(argv=_argv(a, True)), need)
-    if num_distrib()<2: return learn,held,folder
+    if num_distrib()<2: return learn,train,folder
     learn.add_cb(Distributed())
     if not _RANK: distrib_barrier()
     where = [folder]
     dist.broadcast_object_list(where)
-    return learn,held,where[0]
+    return learn,train,where[0]
 
 # %% ../../nbs/tools/03_cli.ipynb #a1727f85
 def _train(a):
@@ -513,22 +494,19 @@ def _train(a):
         return print((folder/'report.txt').read_text(encoding='utf-8'), end='')
     if folder: a = _resumed(folder)
     logging.getLogger('matplotlib').setLevel(logging.ERROR)
-    import fastai.vision.all
-    from pets_nb.many_machines import process_group
-    _working()
-    with process_group(): _train_in(a, folder)
+    _use('fastai.vision.all')
+    with _use('pets_nb.many_machines').process_group():
+        learn,train,folder = _together(a, folder)
+        with _training_in(folder, learn, a): train(learn, a, folder)
 
-def _train_in(a, folder):
-    "Train in `folder`, or in a new one; of several processes, the first one writes"
-    learn,held,folder = _together(a, folder)
-    if held is None: return _train_on_shards(learn, a, folder)
-    if _RANK: return _fit(learn, a, folder/'checkpoints')
-    with _training_in(folder, learn, a):
-        _fit(learn, a, folder/'checkpoints')
-        _keep(learn, folder, a)
-        learn.history.table.to_csv(folder/'history.csv')
-        _report(learn, folder, a, held)
-        shutil.rmtree(folder/'checkpoints', ignore_errors=True)
+def _train_on_images(learn, a, folder, test):
+    "Train, keep the model, and say how far to trust it; the first process writes"
+    _fit(learn, a, folder/'checkpoints')
+    if _RANK: return
+    _keep(learn, folder, a)
+    learn.history.table.to_csv(folder/'history.csv')
+    _report(learn, folder, a, test)
+    shutil.rmtree(folder/'checkpoints', ignore_errors=True)
 
 # %% ../../nbs/tools/03_cli.ipynb #261e24df
 def _names(words):
@@ -554,23 +532,16 @@ def _model(folder):
 # %% ../../nbs/tools/03_cli.ipynb #b95a1542
 def _predict(a):
     "Classify images"
-    from pets_nb.engine.bundle import Predictor
-    _working()
-    folder,files = _model(a.model), list(_names(a.images))
-    predictor = Predictor(folder)
+    folder = _model(a.model)
+    predictor = _use('pets_nb.engine.bundle').Predictor(folder)
     with _Progress() as progress:
-        progress.phase('Images', len(files))
-        found = predictor.predict(_counted(files, progress), top=a.top)
+        files = progress.bar.track(list(_names(a.images)), description='Images')
+        found = predictor.predict(files, top=a.top)
     if a.csv: found.table.to_csv(a.csv, index=False)
     if a.json: print(dumps(dict(model=str(folder), **found.to_dict()), indent=1))
     else: _print_answers(found)
     for file,why in found.errors.items(): print(f'{file}: {why}', file=sys.stderr)
     return 2 if found.errors else 0
-
-def _counted(items, progress):
-    for o in items:
-        yield o
-        progress.step()
 
 def _print_answers(found):
     "A line for each answer"
@@ -583,11 +554,9 @@ def _print_answers(found):
 # %% ../../nbs/tools/03_cli.ipynb #d5e2e208
 def _audit(a):
     "Check every image file: its real format, and whether it can be used"
-    from pets_nb.engine.audit import audit
     from pets_nb.engine.files import IMAGE_SUFFIXES
-    from pets_nb.engine.sources import get_pets
-    _working()
-    found = audit(get_pets(a.data))
+    sources,audit = _use('pets_nb.engine.sources'),_use('pets_nb.engine.audit')
+    found = audit.audit(sources.get_pets(a.data))
     print(found, found.summary.to_string(), sep='\n')
     if a.csv: found.table.to_csv(a.csv, index=False)
     lost = found.table.file[found.table.decision=='left out']
@@ -595,28 +564,23 @@ def _audit(a):
 
 def _export(a):
     "Write a saved model as ONNX, as a PyTorch program, or as a web page"
-    from pets_nb.tools.export import export_bundle
-    _working()
-    export_bundle(_model(a.model), a.to, a.out, a.int8, a.test, a.labels, a.pattern)
+    export = _use('pets_nb.tools.export').export_bundle
+    export(_model(a.model), a.to, a.out, a.int8, a.test, a.labels, a.pattern)
 
 def _app(a):
     "Serve a page on this machine that classifies dropped images"
-    from pets_nb.tools.app import serve_app
-    _working()
-    serve_app(_model(a.model), a.port)
+    _use('pets_nb.tools.app').serve_app(_model(a.model), a.port)
 
 # %% ../../nbs/tools/03_cli.ipynb #d617d4ed
 def _data(a):
     "Show which images training would use, and their labels"
-    from pets_nb.engine.sources import find_images
-    _working()
     if a.cache or a.clear_cache: return _caches(a.clear_cache)
-    print(find_images(a.data, a.labels, a.pattern, training=False).counts.to_string())
+    find = _use('pets_nb.engine.sources').find_images
+    print(find(a.data, a.labels, a.pattern, training=False).counts.to_string())
 
 def _caches(clear):
     "Say how large the cached pixels are, and remove them if asked"
-    from pets_nb.engine.files import config_folder
-    folder = config_folder('data')/'pets_nb-cache'
+    folder = _use('pets_nb.engine.files').config_folder('data')/'pets_nb-cache'
     files = list(folder.glob('*.npy'))
     size = sum(o.stat().st_size for o in files)
     for o in folder.glob('*.*') if clear else []: o.unlink()
@@ -624,21 +588,20 @@ def _caches(clear):
           f"{size/2**20:,.0f} MiB, in {folder}")
 
 # %% ../../nbs/tools/03_cli.ipynb #cadf6aee
+_FINISHED = "The records are in {}: the same command does only what is missing."
+
 def _chapter(a):
     "Repeat the training runs of the book chapter, beside the published figures"
-    from pets_nb.tools.chapter import run_chapter
-    _working()
-    table = run_chapter(a.data, a.out, a.runs, a.arch, a.size, a.weights, [a.seed],
-                        a.bs, a.precision, a.split, a.workers)
-    print(f"\n{table.to_string(na_rep='')}\n\nErrors in percent. The records are in "
-          f"{a.out}: the same command does only what is missing.")
+    table = _use('pets_nb.tools.chapter').run_chapter(a.data, a.out, a.runs, a.arch,
+        a.size, a.weights, [a.seed], a.bs, a.precision, a.split, a.workers)
+    print('', table.to_string(na_rep=''), '', sep='\n')
+    print(f"Errors in percent. {_FINISHED.format(a.out)}")
 
 def _benchmark(a):
     "Time this library against the chapter's code and other libraries"
-    from pets_nb.tools.benchmarks import run_benchmark
-    _working()
-    run_benchmark(a.what, a.data, a.out, a.arch, a.weights, a.size, a.turns)
-    print(f"The records are in {a.out}: the same command does only what is missing.")
+    run = _use('pets_nb.tools.benchmarks').run_benchmark
+    run(a.what, a.data, a.out, a.arch, a.weights, a.size, a.turns)
+    print(_FINISHED.format(a.out))
 
 # %% ../../nbs/tools/03_cli.ipynb #36642c5c
 _COMMANDS = dict(
@@ -685,26 +648,28 @@ def _parser():
 # %% ../../nbs/tools/03_cli.ipynb #9226194f
 _stop = dict(working=False, status=None)
 
-def _working(): _stop['working'] = True
+def _use(module):
+    "Import a module; from then on, a signal cleans up before the process ends"
+    found = import_module(module)
+    _stop['working'] = True
+    return found
 
 @contextmanager
 def _stoppable():
-    "Let SIGINT and SIGTERM end the block"
-    owner,names = os.getpid(), ('SIGINT', 'SIGTERM')
+    "Let SIGINT and SIGTERM end the block; show warnings as one line"
+    owner = os.getpid()
     def stop(number, frame):
         _stop['status'] = 128+number
-        if os.getpid()!=owner: os._exit(128+number)
-        if _stop['working']: raise KeyboardInterrupt
-        if not _RANK: os.write(2, b'pets_nb: interrupted\n')
+        if _stop['working'] and os.getpid()==owner: raise KeyboardInterrupt
+        if os.getpid()==owner and not _RANK: os.write(2, b'pets_nb: interrupted\n')
         os._exit(128+number)
     _stop.update(working=False, status=None)
-    try: old = {o: signal.signal(getattr(signal, o), stop) for o in names}
-    except ValueError: old = {} # not in the main thread
-    form,warnings.formatwarning = warnings.formatwarning,lambda o, *_: f'Warning: {o}\n'
-    try: yield
-    finally:
-        warnings.formatwarning = form
-        for o,handler in old.items(): signal.signal(getattr(signal, o), handler)
+    with ExitStack() as stack:
+        for o in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, o, signal.signal(o, stop))
+        stack.callback(setattr, warnings, 'formatwarning', warnings.formatwarning)
+        warnings.formatwarning = lambda o, *_: f'Warning: {o}\n'
+        yield
 
 # %% ../../nbs/tools/03_cli.ipynb #45cce28a
 def _run(argv):
@@ -716,9 +681,8 @@ def _run(argv):
         if _stop['status']: raise KeyboardInterrupt from e
         if a.debug: raise
         known = isinstance(e, (ValueError, OSError, ImportError, FloatingPointError))
-        ours = "This is a fault of pets_nb; --debug shows where"
-        words = f"{type(e).__name__}: {str(e)[:200]}. {ours}"
-        _complain(e if known and str(e) else words)
+        _complain(e if known and str(e) else f"{type(e).__name__}: {str(e)[:200]}. "
+                  "This is a fault of pets_nb; --debug shows where")
         return 2 if known else 3
 
 # %% ../../nbs/tools/03_cli.ipynb #dbec132d
@@ -726,11 +690,11 @@ def main(
     argv:list=None, # Arguments; None: those of the process
 )->int: # 0 done, 1 unusable images, 2 wrong input, 3 our fault, 130 or 143 stopped
     "The `pets_nb` command; returns the exit status"
+    if _RANK: sys.stdout = sys.stderr = open(os.devnull, 'w') # the first one speaks
     for o in (sys.stdout, sys.stderr):
         if hasattr(o, 'reconfigure'): o.reconfigure(errors='replace')
-    status,hushed = 0,open(os.devnull, 'w') if _RANK else None
-    with (redirect_stdout(hushed or sys.stdout), redirect_stderr(hushed or sys.stderr),
-          _stoppable()):
+    status = 0
+    with _stoppable():
         try:
             status = _run(argv)
             print(end='', flush=True)
@@ -745,5 +709,4 @@ def main(
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return 141 if closed else 2
 
-# %% ../../nbs/tools/03_cli.ipynb #7d1c0e55
 if __name__ == '__main__' and '__file__' in globals(): raise SystemExit(main())
