@@ -1,15 +1,57 @@
-"The interactive figures of the lessons in a browser: their numbers beside PyTorch's and fastai's, and the controls with the keyboard."
-import math, re
+"The figures of the pages: those stored in the notebooks; and in a browser the interactive ones, their numbers beside PyTorch's and fastai's, and the controls with the keyboard."
+import base64, io, math, re
 import pytest
 
 for needed in ('playwright.sync_api',): pytest.importorskip(needed, reason='the checks of the pages need the extra dev')
 pytest.importorskip('nbdev', reason='the checks of the pages need the extra dev')
 pytest.importorskip('axe_playwright_python', reason='the checks of the pages need the extra dev')
 import torch
+from PIL import Image
 from torch.nn import functional as F
+from docs_site import cells, notebooks
 from test_pages import NBS, browser, served
 
 KINDS = dict(softmax='04_cross_entropy', finder='06_lr_finder', onecycle='07_transfer_learning')
+
+def figures(path):
+    "Cell number, options, type, content and display metadata of each figure stored in a notebook"
+    for i,c in enumerate(cells(path)):
+        for o in c.get('outputs', []):
+            for kind in ('image/svg+xml', 'image/png', 'image/jpeg'):
+                if kind in o.get('data', {}):
+                    yield i,c.options,kind,o.data[kind],o.metadata.get(kind, {})
+                    break
+
+def faults(path, column=700):
+    "What is wrong with the stored figures: they should be explained, fill the text column, and have two pixels for each one shown"
+    for i,options,kind,content,shown in figures(path):
+        where = f'{path.name} cell {i}'
+        if len(options.get('fig-cap', ''))<30: yield f'{where}: no caption'
+        if len(options.get('fig-alt', ''))<15: yield f'{where}: no description for those who don\'t see it'
+        if kind=='image/svg+xml': continue
+        width = Image.open(io.BytesIO(base64.b64decode(content))).width
+        if width<2*column: yield f'{where}: {width} pixels wide'
+        if kind=='image/png' and 2*shown.get('width', width)>width: yield f'{where}: shown at {shown.get("width", width)} of {width} pixels'
+
+@pytest.mark.parametrize('notebook', [o.relative_to(NBS).as_posix() for o in notebooks() if o.relative_to(NBS).parts[0] not in ('engine','tools')])
+def test_stored_figures(notebook):
+    found = [*faults(NBS/notebook)]
+    assert not found, '\n'.join(found)
+
+def test_the_check_of_stored_figures_can_fail(tmp_path):
+    import nbformat
+    buffer = io.BytesIO()
+    Image.new('RGB', (1520,8)).save(buffer, 'PNG')
+    png = base64.b64encode(buffer.getvalue()).decode()
+    def stored(source, **metadata):
+        output = nbformat.v4.new_output('display_data', {'image/png': png}, metadata={'image/png': metadata} if metadata else {})
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source, outputs=[output])]), tmp_path/f'{len(source)}.ipynb')
+        return [o.split(': ', 1)[1] for o in faults(tmp_path/f'{len(source)}.ipynb')]
+    said = '#| fig-cap: "The error of each network, in percent"\n#| fig-alt: "Three falling lines"\n'
+    assert stored(said+'a', width=760, height=4)==[]
+    assert stored('ab', width=760, height=4)==['no caption', "no description for those who don't see it"]
+    assert stored(said+'abc')==['shown at 1520 of 1520 pixels']
+    assert [*faults(tmp_path/f'{len(said+"a")}.ipynb', column=800)][0].endswith('1520 pixels wide')
 
 @pytest.fixture(scope='module')
 def page(browser, tmp_path_factory):
