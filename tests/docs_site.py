@@ -138,7 +138,7 @@ def render_with_pandoc(site):
         folder = (site/page).parent
         folder.mkdir(parents=True, exist_ok=True)
         here = {os.path.relpath(processed()/name, path.parent): os.path.relpath(site/target, folder) for name,target in links.items()}
-        command = [pypandoc.get_pandoc_path(), '-f', 'markdown', '-t', 'html', '--mathml', '--wrap=none', '--syntax-highlighting=none']
+        command = [pypandoc.get_pandoc_path(), '-f', 'markdown', '-t', 'html', '--mathml', '--wrap=none', '--syntax-highlighting=none', f'--lua-filter={NBS/"shown.lua"}']
         result = subprocess.run(command, input=page_markdown(path, folder, here), capture_output=True, encoding='utf-8')
         assert result.returncode==0 and not result.stderr, f'{path.name}: {result.stderr}'
         up = '../'*page.count('/')

@@ -1,5 +1,5 @@
 "The documentation as it will be published, without a browser: processed by nbdev, rendered, and every link, picture and description in it."
-import ast, html, importlib, inspect, re, textwrap
+import ast, html, importlib, inspect, os, re, textwrap
 from dataclasses import is_dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 for needed in ('nbdev', 'nbformat', 'yaml', 'pypandoc'): pytest.importorskip(needed, reason='the checks of the pages need the extra dev')
 import docs_site
-from docs_site import BLOB, COLAB, NBS, ROOT, SITE, cells, frontmatter, notebooks, pages, processed, rendered, settings
+from docs_site import BLOB, COLAB, NBS, ROOT, SITE, address, cells, frontmatter, notebooks, pages, processed, rendered, settings
 if not NBS.is_dir(): pytest.skip('needs the checkout', allow_module_level=True)
 
 MODULES = sorted('.'.join(o.relative_to(ROOT/'pets_nb').with_suffix('').parts) for o in (ROOT/'pets_nb').rglob('[a-z]*.py') if o.stem!='all')
@@ -81,6 +81,12 @@ def test_the_title_cell_holds_only_the_title():
 
 def test_colab_links(site):
     check([address for address,o in pages().items() if o.stem!='index' and COLAB+o.relative_to(processed()).as_posix() not in site[address].links])
+
+def test_the_colab_link_comes_first():
+    "It stands above everything that the page shows"
+    hidden = {'default_exp','export','exporti','hide'}
+    before = lambda o: [c for c in cells(o)[1:next(i for i,c in enumerate(cells(o)) if COLAB in c.source)] if not hidden & set(c.options)]
+    check([name_of(o) for o in notebooks() if o.stem!='index' and before(o)])
 
 def test_every_picture_is_described(site):
     check([f'{pages()[o].name}: {image.get("src", "")[:80]}' for o,page in site.items() for image in page.images if len((image.get('alt') or '').strip())<15])
@@ -155,6 +161,12 @@ def test_no_api_stands_twice():
     counts = {(page,name): len(re.findall(rf'^\s*(?:def|class) {name.rpartition(".")[2]}\b', texts[page], re.M)) for name,page in places.items()}
     check([f'{o}: {n} times' for o,n in counts.items() if n>1])
 
+def test_private_names_are_not_shown():
+    def headings(page): return [re.sub('<[^>]+>', '', o) for o in re.findall(r'<h3[^>]*>(.*?)</h3>', page, re.S)]
+    found = {o: (rendered()/o).read_text(encoding='utf-8') for o in pages()}
+    check([f'{o}: {name}' for o,page in found.items() for name in headings(page) if re.search(r'(^|\.)_', name)])
+    check([f'{o}: a type as __main__ has it' for o,page in found.items() if '__main__.' in re.sub('<[^>]+>', '', page)])
+
 def config():
     import yaml
     return [yaml.safe_load(o.read_text(encoding='utf-8')) for o in (ROOT/'_quarto.yml', NBS/'sidebar.yml')]
@@ -192,3 +204,17 @@ def test_what_quarto_adds():
     text = (rendered()/'data.html').read_text(encoding='utf-8')
     for o in ('og:image', 'twitter:card', 'rel="icon"', 'nav-page-next', 'quarto-color-scheme-toggle', 'toc-action', 'quarto-search'): assert o in text, o
     assert (rendered()/'search.json').exists() and (rendered()/'llms.txt').exists()
+
+@pytest.mark.skipif(not docs_site.quarto(), reason='Quarto is not installed: the pages were made with pandoc')
+def test_navigation_of_quarto():
+    "Each page leads to the next in the sidebar, the last to none; it alone is marked as current, and has a title of its own and its contents twice"
+    order = [address(processed()/o) for o in hrefs(config()[1]['website']['sidebar']['contents'])]
+    texts = {o: (rendered()/o).read_text(encoding='utf-8') for o in order}
+    def targets(page, pattern): return [os.path.normpath(os.path.join(os.path.dirname(page), o)) for o in re.findall(pattern, texts[page])]
+    after = [targets(o, r'nav-page-next">\s*<a href="([^"]*)"') for o in order]
+    assert after==[[o] for o in order[1:]]+[[]]
+    check([o for o in order if targets(o, r'href="([^"]*)" class="sidebar-item-text sidebar-link active"')!=[o]])
+    check([f'{o}: {current}' for o in order for current in targets(o, r'<a class="nav-link active" href="([^"]*)"') if current!=o])
+    titles = [re.search('<title>(.*?)</title>', o)[1] for o in texts.values()]
+    assert len(set(titles))==len(order), titles
+    check([o for o in order if 'id="toc-title"' in texts[o] and 'class="contents"' not in texts[o]])

@@ -49,6 +49,9 @@ WIDER = '''() => {
 # Outputs that are cut: a line is longer than its box
 CUT = '''() => [...document.querySelectorAll('main .cell-output pre, main .cell-output pre code')]
   .filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1).slice(0, 5).map(e => e.textContent.trim().slice(0, 60))'''
+# What stands right under the title and its description
+CROWDED = '''() => { const o = document.querySelector('#title-block-header'), n = [...document.querySelectorAll('#title-block-header ~ *')].find(e => getComputedStyle(e).position !== 'absolute')
+  return o && n.getBoundingClientRect().top - o.getBoundingClientRect().bottom < 8 ? [n.textContent.trim().slice(0, 60)] : [] }'''
 # Height of the page and lower edge of the first figure
 EXTENT = '''() => { const first = [...document.querySelectorAll('main img, main svg, main video')].find(o => o.getBoundingClientRect().height > 60)
   return [document.documentElement.scrollHeight, first && Math.round(first.getBoundingClientRect().bottom + scrollY)] }'''
@@ -99,6 +102,7 @@ def faults(browser, url):
         page.set_viewport_size(dict(width=width, height=height))
         found += [f'wider than the {name}: {o}' for o in page.evaluate(WIDER)]
         found += [f'output cut on the {name}: {o}' for o in page.evaluate(CUT)]
+        found += [f'too near to the title on the {name}: {o}' for o in page.evaluate(CROWDED)]
         found += [f'on the {name}: {o}' for o in violations(page)]
     found += [f'too faint: {o}' for o in page.evaluate(FAINT)]
     if page.evaluate('() => !!window.quartoToggleColorScheme'): page.evaluate('() => window.quartoToggleColorScheme()')
@@ -129,6 +133,19 @@ def test_a_lesson_is_short_and_begins_with_its_figure(browser, site, notebook):
     height,figure = page.evaluate(EXTENT)
     page.close()
     assert height<=15*900 and (figure or 0)<=900, f'{height/900:.1f} screens, the first figure ends at {figure} px'
+
+@pytest.mark.parametrize('notebook', ('04_cross_entropy.ipynb', '06_lr_finder.ipynb', '07_transfer_learning.ipynb'))
+def test_interactive_figures(browser, site, notebook):
+    "An arrow key on the first control changes the figure"
+    page = browser.new_page()
+    page.goto(site[notebook])
+    figure = page.locator('.interactive').first
+    control = figure.locator('input, select, button, [tabindex="0"]').first
+    before = figure.inner_html()
+    control.focus()
+    page.keyboard.press('ArrowRight')
+    assert figure.inner_html()!=before
+    page.close()
 
 @pytest.mark.skipif(not quarto(), reason='Quarto is not installed: the stand-in has no search and follows no system setting')
 def test_search_and_colour_scheme(browser, site):
@@ -177,7 +194,7 @@ def test_try_it_here(browser, try_page):
     page.close()
 
 def test_the_checks_can_fail(browser, tmp_path):
-    (tmp_path/'bad.html').write_text(f'''<!DOCTYPE html><html lang="en"><head><title>Bad</title><link rel="icon" href="data:,"></head><body><main>
-      <p style="color:#aaa;background:#fff">faint</p><img src="none.png"><p style="color:#bbb;background:#ccc">fainter</p><div style="width:2000px">wide</div><div class="cell-output"><pre style="overflow:auto">{"long"*200}</pre></div><script>console.error('broken'); nothing()</script></main></body></html>''')
+    (tmp_path/'bad.html').write_text(f'''<!DOCTYPE html><html lang="en"><head><title>Bad</title><link rel="icon" href="data:,"></head><body><main><div id="title-block-header">Bad</div>
+      <p style="margin:0;color:#aaa;background:#fff">faint</p><img src="none.png"><p style="color:#bbb;background:#ccc">fainter</p><div style="width:2000px">wide</div><div class="cell-output"><pre style="overflow:auto">{"long"*200}</pre></div><script>console.error('broken'); nothing()</script></main></body></html>''')
     with served(tmp_path) as url: found = '\n'.join(faults(browser, f'{url}/bad.html'))
-    for o in ('color-contrast', 'too faint: p', 'image-alt', 'wider than the screen: div', 'wider than the telephone: div', 'picture not loaded', 'console: broken', 'script:', 'output cut on the telephone', 'too faint in the dark theme: p'): assert o in found, (o, found)
+    for o in ('color-contrast', 'too faint: p', 'image-alt', 'wider than the screen: div', 'wider than the telephone: div', 'picture not loaded', 'console: broken', 'script:', 'output cut on the telephone', 'too faint in the dark theme: p', 'too near to the title on the telephone: faint'): assert o in found, (o, found)
