@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes, save as tensors_to_bytes
 from .files import (ImageError, atomic_path, config_folder, list_images,
                                   shown, write_json)
+from .networks import _channels, _library, _usable, network
+from .pixels import _decode, _view
 
 # %% ../../nbs/engine/11_bundle.ipynb #7c39712a
 def _number(low, high): return dict(type='number', minimum=low, maximum=high)
@@ -89,13 +91,9 @@ def _metrics(logits, y, temperature):
                 loss=before, loss_calibrated=after)
 
 # %% ../../nbs/engine/11_bundle.ipynb #9d18e8b3
-def _judged(learn):
+def _judged(logits, y):
     "Metrics, temperature and threshold, from the validation set"
-    from pets_nb.engine.learner import get_logits
-    if not len(learn.dls.valid.dataset): return dict(temperature=1.)
-    logits,y = get_logits(learn)
     if not logits.isfinite().all(): raise ValueError('the model answers NaN')
-    if y is None: return dict(temperature=1.)
     t = _temperature(logits, y)
     return dict(temperature=t, metrics=_metrics(logits, y, t), **_none_of_these(logits))
 
@@ -110,6 +108,14 @@ def _fingerprint(dls):
     return dict(train=len(dls.train_ds), valid=len(dls.valid_ds),
                 fingerprint=hashlib.sha256(text).hexdigest())
 
+# %% ../../nbs/engine/11_bundle.ipynb #8fae37d7
+def _known(learn):
+    "What the images of the learner's loaders say of the model"
+    from pets_nb.engine.learner import get_logits
+    known = dict(temperature=1., data=_fingerprint(learn.dls))
+    logits,y = get_logits(learn) if len(learn.dls.valid.dataset) else (None, None)
+    return known if y is None else known | _judged(logits, y)
+
 # %% ../../nbs/engine/11_bundle.ipynb #622878af
 def _views(dls):
     "How an image of the validation set becomes the network's input"
@@ -123,14 +129,12 @@ def _views(dls):
     return dict(size=last, item_size=first, resampling='one warp' if once else 'fastai')
 
 # %% ../../nbs/engine/11_bundle.ipynb #0a53cbb2
-def _about(learn, extra):
+def _about(learn, known, recipe):
     "Everything that is no weight, as plain data"
-    from pets_nb.engine.networks import _library
     model = learn.model
     if not hasattr(model, 'arch'):
         raise ValueError('only a learner from pets_learner can be saved as a bundle')
     n_linear = sum(isinstance(o, torch.nn.Linear) for o in model[1].modules())
-    history = learn.history.table.reset_index() if hasattr(learn, 'history') else None
     library = _library(model.arch)
     others = {o: version(o) for o in ('fastai', 'torch', 'torchvision', 'safetensors')}
     return dict(format=2, arch=model.arch, origin=model.origin, mirror=model.mirror,
@@ -138,8 +142,8 @@ def _about(learn, extra):
         head='linear' if n_linear==1 else 'fastai',
         classes=[str(o) for o in learn.dls.vocab], **_views(learn.dls),
         mean=model.mean.flatten().tolist(), std=model.std.flatten().tolist(),
-        **_judged(learn), data=_fingerprint(learn.dls), recipe=extra,
-        history=[] if history is None else history.to_dict('records'),
+        **(known or _known(learn)), recipe=recipe,
+        history=learn.history.table.reset_index().to_dict('records'),
         versions=dict(pets_nb=pets_nb.__version__, python=platform.python_version(),
                       **others),
         saved=datetime.now(timezone.utc).isoformat(timespec='seconds'))
@@ -183,16 +187,16 @@ def _write(folder, about, weights):
 def save_bundle(
     learn, # A trained learner from `pets_learner`
     folder:str|Path, # A folder that doesn't exist yet, or is empty
-    **extra # What else to record about the run, as plain data; stored as the recipe
+    known:dict=None, # Data, metrics and temperature; None: those of the loaders
+    **recipe # What else to record about the run, as plain data
 )->Path: # The folder; another one if it could not be written to
     "Save a model as a bundle; `ValueError` if it has weights that are not finite"
-    from pets_nb.engine.networks import _usable
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise FileExistsError(f'{shown(folder)} is there already: choose another name')
     state = _usable({k: v.detach().cpu().contiguous().clone()
                      for k,v in learn.model.state_dict().items()}, 'this model')
-    about,weights = _about(learn, extra),tensors_to_bytes(state)
+    about,weights = _about(learn, known, recipe),tensors_to_bytes(state)
     about['weights'] = dict(file='model.safetensors', bytes=len(weights),
                             sha256=hashlib.sha256(weights).hexdigest())
     if faults := _faults(about):
@@ -237,7 +241,6 @@ def _read_about(folder):
 # %% ../../nbs/engine/11_bundle.ipynb #94879857
 def _read_state(folder, about):
     "The weights of a bundle, if they are those that its words describe"
-    from pets_nb.engine.networks import _usable
     data = (folder/'model.safetensors').read_bytes()
     if hashlib.sha256(data).hexdigest() != about['weights']['sha256']: _refuse(folder,
         "model.safetensors is damaged: it doesn't have the checksum in model.json")
@@ -247,7 +250,6 @@ def _read_state(folder, about):
 # %% ../../nbs/engine/11_bundle.ipynb #84b965d3
 def _load_model(folder, about):
     "The network that the words describe, with its weights"
-    from pets_nb.engine.networks import _channels, network
     arch,n = about['arch'],len(about['classes'])
     def build(): return network(arch, n, 'none', about['head'])
     try:
@@ -258,11 +260,11 @@ def _load_model(folder, about):
     except RuntimeError as e:
         why = ' '.join(str(e).split())
         _refuse(folder, f"its weights don't fit {arch}: {why}"[:400])
-    for k in ('mean', 'std'): setattr(model, k, _channels(about[k]))
-    if any(o.is_meta for o in model.buffers()): # with numbers that are not in the file
-        stats,model = (model.mean, model.std),build()
+    others = [o for k,o in model.named_buffers() if k not in ('mean', 'std')]
+    if any(o.is_meta for o in others): # numbers that are not in the file
+        model = build()
         model.load_state_dict(state)
-        model.mean,model.std = stats
+    for k in ('mean', 'std'): setattr(model, k, _channels(about[k]))
     model.mirror = about.get('mirror', False)
     return model.eval().requires_grad_(False)
 
@@ -271,7 +273,6 @@ _min_side = 8 # pixels; nothing can be recognised in a smaller image
 
 def _square_pixels(source, about):
     "An image of any kind as uint8 (size, size, 3); `ImageError` says why not"
-    from pets_nb.engine.pixels import _decode, _view
     size,fast = about['size'],about['resampling'] == 'one warp'
     x,side = _view(source, size) if fast else (_decode(source)[0], math.inf)
     side = min(side, *x.shape[:2])
@@ -347,13 +348,11 @@ class Predictor:
     def __init__(self,
         folder:str|Path, # As written by `save_bundle`
         device:str='cpu', # Where the network runs
-        threads:int=None, # Images prepared at the same time; None: PyTorch's number
     ):
         folder = Path(folder).expanduser()
         self.about = _read_about(folder)
         self.classes,self.device = self.about['classes'],torch.device(device)
         self.model = _load_model(folder, self.about).to(self.device)
-        self.threads = threads or torch.get_num_threads()
 
     def __repr__(self):
         a,n = self.about,len(self.classes)
@@ -389,7 +388,7 @@ def predict(self:Predictor,
     if bs < 1 or (top is not None and top < 1):
         raise ValueError('top and bs must be at least 1')
     results,todo = [],enumerate(_items(items))
-    with ThreadPoolExecutor(self.threads) as pool:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         while batch := list(islice(todo, bs)):
             ready = list(pool.map(self._prepared, [o for _,o in batch]))
             good = [o for o in ready if not isinstance(o, str)]

@@ -8,22 +8,23 @@ Docs: https://pets-nb.github.io/pets_nb/engine/checkpoints.html.md"""
 __all__ = ['resumable']
 
 # %% ../../nbs/engine/09_checkpoints.ipynb #2b9ee8fe
-import hashlib, inspect, io, re, time
+import hashlib, inspect, io, time
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np, torch
 from .files import atomic_path
-from .learner import _only_looks, _random_state, _set_random_state
+from pets_nb.engine.learner import (_only_looks, _random_state, _set_random_state,
+    _Watcher)
 from torch import Tensor
-from fastai.callback.core import Callback, CancelEpochException
+from fastai.callback.core import CancelEpochException
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.learner import Learner
 from fastai.optimizer import Optimizer
-from fastai.torch_core import distrib_barrier, rank_distrib
-from fastcore.basics import patch
+from fastai.torch_core import distrib_barrier, rank_distrib, to_device
+from fastcore.basics import noop, patch
 from fastcore.foundation import L
 
 # %% ../../nbs/engine/09_checkpoints.ipynb #2e38ea4c
@@ -39,6 +40,7 @@ def _plain(o):
         return {k: _plain(v) for k,v in o.items()}
     raise _NotPlain(type(o).__name__)
 
+# %% ../../nbs/engine/09_checkpoints.ipynb #b8dc02d5
 def _attributes(o, names=None):
     "What an object remembers, as far as it is plain"
     res = {}
@@ -53,18 +55,17 @@ def _remembering(learn):
     return [o for o in learn.cbs if not isinstance(o, ProgressCallback)
             and o.name not in ('checkpoints','distributed')]
 
+def _own(cb): return _plain(cb.state_dict()) if hasattr(cb, 'state_dict') else {}
+
 def _training_state(learn):
     "Everything on which the rest of a training run depends"
     opt = learn.opt
     if not isinstance(opt, Optimizer):
         raise TypeError(f"the optimizer is a {type(opt).__name__}; checkpoints need "
                         "one of fastai's own: use for example opt_func=Adam")
-    cbs = _remembering(learn)
     return dict(model=_plain(dict(learn.model.state_dict())), hypers=_plain(opt.hypers),
                 averages=[_plain(opt.state[p]) for p,*_ in opt.all_params()],
-                callbacks={o.name: _attributes(o) for o in cbs},
-                own={o.name: _plain(o.state_dict()) for o in cbs
-                     if hasattr(o, 'state_dict')},
+                callbacks={o.name: (_attributes(o), _own(o)) for o in _remembering(learn)},
                 smooth_loss=_attributes(learn.recorder.smooth_loss),
                 train_iter=learn.train_iter, pct_train=learn.pct_train,
                 random=_random_state(learn.dls))
@@ -76,57 +77,51 @@ def _like(old, new):
     if isinstance(old, np.ndarray): return np.asarray(new)
     return type(old)(new) if isinstance(old, (L,tuple)) else new
 
+# %% ../../nbs/engine/09_checkpoints.ipynb #0abaf189
 def _set_training_state(learn, state):
     "Bring a learner to where one that was made in the same way had got"
     learn.model.load_state_dict(state['model'])
     for hyper,saved in zip(learn.opt.hypers, state['hypers']): hyper.update(saved)
     for (p,*_),saved in zip(learn.opt.all_params(), state['averages']):
-        learn.opt.state[p] = {k: v.to(p.device) if isinstance(v, Tensor) else v
-                              for k,v in saved.items()}
+        learn.opt.state[p] = to_device(saved, p.device)
     for cb in _remembering(learn):
-        for k,v in state['callbacks'].get(cb.name, {}).items():
-            setattr(cb, k, _like(vars(cb).get(k), v))
-        if cb.name in state['own']: cb.load_state_dict(state['own'][cb.name])
+        found,own = state['callbacks'][cb.name]
+        for k,v in found.items(): setattr(cb, k, _like(vars(cb).get(k), v))
+        if own: cb.load_state_dict(own)
         if hasattr(cb, 'keep_good'): cb.keep_good('the checkpoint')
     vars(learn.recorder.smooth_loss).update(state['smooth_loss'])
     learn.train_iter,learn.pct_train = state['train_iter'],state['pct_train']
     _set_random_state(state['random'], learn.dls)
 
 # %% ../../nbs/engine/09_checkpoints.ipynb #11b0eb3f
-_magic = b'pets_nb checkpoint 2\n'
+def _head(payload):
+    return b'pets_nb checkpoint 3 '+hashlib.sha256(payload).hexdigest().encode()+b'\n'
 
 def _write(path, state):
     "Write a checkpoint with its checksum, completely or not at all"
     buffer = io.BytesIO()
     torch.save(state, buffer)
     with atomic_path(path) as part, part.open('wb') as f:
-        digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
-        f.write(_magic + digest.encode() + b'\n')
+        f.write(_head(buffer.getbuffer()))
         f.write(buffer.getbuffer())
     return path
 
+# %% ../../nbs/engine/09_checkpoints.ipynb #56429fec
 def _read(path):
     "Read a checkpoint without running code that may hide in it"
-    data = path.read_bytes()
-    if not data.startswith(_magic):
-        raise ValueError(f'{path} is not a checkpoint of this version: it begins with '
-                         f'{data[:20]!r}')
-    digest,_,payload = data[len(_magic):].partition(b'\n')
-    if hashlib.sha256(payload).hexdigest().encode()!=digest:
-        raise ValueError(f'{path} is damaged: its {len(data):,} bytes do not match '
-                         'their checksum')
+    with path.open('rb') as f: head,payload = f.readline(200),f.read()
+    if head!=_head(payload):
+        raise ValueError('it is damaged, or not a checkpoint of this version')
     try: return torch.load(io.BytesIO(payload), map_location='cpu', weights_only=True)
     except Exception:
-        why = 'it holds more than weights, numbers and text'
-        raise ValueError(f'{path} is not read: {why}') from None
+        raise ValueError('it holds more than weights, numbers and text') from None
 
 # %% ../../nbs/engine/09_checkpoints.ipynb #6327915c
 def _words(o):
     "An object in words that are the same in every process"
     if isinstance(o, partial):
-        args = [*map(_words, o.args), *(f'{k}={_words(v)}' for k,
-                                        v in o.keywords.items())]
-        return f"{_words(o.func)}({', '.join(args)})"
+        named = [f'{k}={_words(v)}' for k,v in o.keywords.items()]
+        return f"{_words(o.func)}({', '.join([*map(_words, o.args), *named])})"
     if isinstance(o, (list,tuple,L)): return f"[{', '.join(map(_words, o))}]"
     if hasattr(o, '__qualname__'): return o.__qualname__
     if hasattr(o, 'fs'): return _words(o.fs)
@@ -135,6 +130,7 @@ def _words(o):
     args = ', '.join(f'{k}={v!r}' for k,v in _made_with(o).items())
     return f'{type(o).__qualname__}({args})'
 
+# %% ../../nbs/engine/09_checkpoints.ipynb #693569dc
 def _made_with(o):
     "The arguments an object was made with, as far as they are plain"
     if isinstance(o, ParamScheduler):
@@ -147,23 +143,21 @@ def _made_with(o):
 def _describe(dl):
     "Length, names and transforms of a data loader's images"
     ds = getattr(dl, 'dataset', dl)
-    names = [o.name if isinstance(o, Path) else str(o)
-             for o in getattr(ds, 'items', [])]
-    names = '\n'.join(names).encode(errors='surrogateescape')
+    names = '\n'.join(str(getattr(o, 'name', o)) for o in getattr(ds, 'items', []))
+    names = names.encode(errors='surrogateescape')
     return {'images': len(ds), 'names': hashlib.sha256(names).hexdigest()[:16],
             'batches': len(dl), 'batch size': getattr(dl, 'bs', None),
             **{o: _words(getattr(dl, o, None)) for o in ('after_item','after_batch')}}
 
+# %% ../../nbs/engine/09_checkpoints.ipynb #5c194528
 def _fit_settings(learn):
     "What has to be the same for a run to be the same run, as far as a learner shows it"
-    opt,dls,model = learn.opt,learn.dls,learn.model
+    opt,params = learn.opt,[*learn.model.parameters()]
     return _plain({
-        'epochs': learn.n_epoch, 'training': _describe(dls[0]),
-        'validation': _describe(dls[1]),
-        'device': torch.device(getattr(dls, 'device', 'cpu')).type,
-        'weights': {k: list(v.shape) for k,v in model.state_dict().items()},
-        'trained weights': sum(p.numel() for p in model.parameters()
-                               if p.requires_grad),
+        'epochs': learn.n_epoch, 'training': _describe(learn.dls[0]),
+        'validation': _describe(learn.dls[1]), 'device': params[0].device.type,
+        'weights': {k: list(v.shape) for k,v in learn.model.state_dict().items()},
+        'trained weights': sum(p.numel() for p in params if p.requires_grad),
         'loss': _words(learn.loss_func),
         'optimizer': [_words(o) for o in getattr(opt, 'cbs', [])],
         'lr': [o['lr'] for o in opt.hypers], 'wd': [o.get('wd') for o in opt.hypers],
@@ -181,29 +175,23 @@ def _differences(saved, now):
     return res
 
 # %% ../../nbs/engine/09_checkpoints.ipynb #a56b7ee7
-class _Checkpoints(Callback):
+class _Checkpoints(_Watcher):
     "Write checkpoints and go on from the last one; used through `resumable`"
-    order,name = 70,'checkpoints' # after everything that belongs to the epoch
+    order,name,trained = 70,'checkpoints',False # after all that belongs to the epoch
     def __init__(self, folder, keep, settings, seconds, verbose):
         if keep<1:
             raise ValueError(f'keep is {keep}; keep at least 1 checkpoint, better 2')
-        self.folder,self.n_keep,self.more = Path(folder),keep,_plain(settings or {})
-        self.seconds,self.verbose,self.fits,self.n_done = seconds,verbose,[],0
-        self.in_epochs,self.skip,self.told = False,None,False
+        self.folder,self.n_keep,self.settings = Path(folder),keep,settings or {}
+        self.seconds,self.say = seconds,print if verbose else noop
+        self.fits,self.n_done,self.first_order = [],0,[]
+        self.skip,self.told = None,False
         self.folder.mkdir(parents=True, exist_ok=True)
-        for part in self.folder.glob('.*.checkpoint-*.part'):
-            part.unlink(missing_ok=True)
+        for o in self.folder.glob('.*.checkpoint-*.part'): o.unlink(missing_ok=True)
         self.saved = self.newest()
         distrib_barrier() # the first of several processes writes, and not before this
-        self.waiting = self.saved is not None # to be restored
-
-    def say(self, text):
-        if self.verbose: print(text)
 
     @property
-    def files(self):
-        def numbers(o): return [int(n) for n in re.findall(r'\d+', o.name)]
-        return sorted(self.folder.glob('*.checkpoint'), key=numbers)
+    def files(self): return sorted(self.folder.glob('*.checkpoint'), key=lambda o: o.stem)
 
 # %% ../../nbs/engine/09_checkpoints.ipynb #a56b7ee8
 @patch
@@ -212,8 +200,7 @@ def newest(self:_Checkpoints):
     for file in reversed(self.files):
         try: return dict(_read(file), name=file.name)
         except (ValueError, OSError) as e:
-            why = str(e).replace(str(file), file.name)
-            print(f'{file.name} cannot be read and is not used: {why}')
+            print(f'{file.name} cannot be read and is not used: {e}')
     if self.files:
         raise ValueError(f'none of the {len(self.files)} checkpoints in '
                          f'{self.folder} can be read: delete it to begin again')
@@ -227,17 +214,16 @@ def write(self:_Checkpoints,
 ):
     "Write a checkpoint, then delete those that are older than the last `keep`"
     if rank_distrib(): return
-    state = dict(more=self.more, fits=self.fits, fit=len(self.fits)-1, epoch=epoch,
-                 batch=batch, ended=ended, n_done=self.n_done, versions=_versions(),
-                 order=getattr(self, 'at_start', []),
+    state = dict(fits=self.fits, epoch=epoch, batch=batch, ended=ended,
+                 n_done=self.n_done, versions=_versions(), order=self.first_order,
                  training=_training_state(self.learn))
     within = f'.{batch:06d}' if batch else ''
     try: _write(self.folder/f'{self.n_done:06d}{within}.checkpoint', state)
     except OSError as e: self.not_written(e)
-    else:
-        for file in self.files[:-self.n_keep]: file.unlink(missing_ok=True)
+    for file in self.files[:-self.n_keep]: file.unlink(missing_ok=True)
     self.last = time.monotonic()
 
+# %% ../../nbs/engine/09_checkpoints.ipynb #bcf66057
 @patch
 def not_written(self:_Checkpoints, e:OSError):
     "Say once that checkpoints fail; raise if there is none yet"
@@ -255,36 +241,36 @@ def _versions():
 @patch
 def first_epoch(self:_Checkpoints)->int: # The number of epochs if none is left
     "Decide with which epoch the current fit begins, and restore its state"
-    self.fits.append(_fit_settings(self.learn))
-    i,saved = len(self.fits)-1,self.saved
+    self.fits.append(dict(settings=_plain(self.settings), **_fit_settings(self.learn)))
+    n,done = len(self.fits),len(self.saved['fits']) if self.saved else 0
     self.last = time.monotonic()
-    if saved is None and i==0: self.write(0)
-    if saved is None or i>saved['fit']: return 0
-    self.check(i)
-    if i<saved['fit']: return self.n_epoch
+    if n==1 and not done: self.write(0)
+    if n>done: return 0
+    self.check()
+    if n<done: return self.n_epoch
     self.restore()
-    return self.n_epoch if saved['ended'] else saved['epoch']
+    return self.n_epoch if self.saved['ended'] else self.saved['epoch']
 
 # %% ../../nbs/engine/09_checkpoints.ipynb #ffda4049
 @patch
-def check(self:_Checkpoints, i:int):
+def check(self:_Checkpoints):
     "Raise an error if this is not the run that the checkpoint is from"
-    lines = _differences(self.saved['more'], self.more)
-    lines += _differences(self.saved['fits'][i], self.fits[i])
+    i = len(self.fits)
+    lines = _differences(self.saved['fits'][i-1], self.fits[-1])
     if not lines: return
     more = [f'and {len(lines)-10} more'] if len(lines)>10 else []
     listed = '\n'.join([o[:300] for o in lines[:10]]+more)
     raise ValueError(f'{self.folder} holds checkpoints of another run; its fit number '
-                     f'{i+1} differs in {len(lines)} settings:\n{listed}\n'
+                     f'{i} differs in {len(lines)} settings:\n{listed}\n'
                      'Choose another folder, or go back to those settings')
 
+# %% ../../nbs/engine/09_checkpoints.ipynb #170c3f07
 @patch
 def restore(self:_Checkpoints):
     "Bring the learner to where the checkpoint was written"
     saved = self.saved
     _set_training_state(self.learn, saved['training'])
-    self.n_done,self.waiting = saved['n_done'],False
-    self.skip = saved if saved['batch'] else None
+    self.n_done,self.skip = saved['n_done'],saved if saved['batch'] else None
     within = f" and {saved['batch']} batches" if saved['batch'] else ''
     what = f"goes on after epoch {saved['epoch']} of {self.n_epoch}{within}"
     if saved['ended'] or saved['epoch']==self.n_epoch: what = 'is finished'
@@ -295,17 +281,18 @@ def restore(self:_Checkpoints):
 # %% ../../nbs/engine/09_checkpoints.ipynb #18b1d66c
 @patch
 def before_train(self:_Checkpoints):
-    if not self.in_epochs: return
+    _Watcher.before_train(self)
+    if not self.trained: return
     saved,self.skip = self.skip,None
     self.done_before = saved['batch'] if saved else 0
-    self.at_start = saved['order'] if saved else _random_state(self.dls)['loaders']
+    self.first_order = saved['order'] if saved else _random_state(self.dls)['loaders']
     if not saved: return
     _set_training_state(self.learn, saved['training'])
-    if hasattr(self.learn, 'history'): self.learn.history.start = time.perf_counter()
-    now = {**saved['training']['random'], 'loaders': self.at_start}
+    now = {**saved['training']['random'], 'loaders': self.first_order}
     _set_random_state(now, self.dls)
     _skip_batches(self.dls.train, self.done_before, partial(_set_random_state, now))
 
+# %% ../../nbs/engine/09_checkpoints.ipynb #75a29c7f
 def _skip_batches(dl, n, then):
     "Let the next epoch of `dl` begin at batch `n`; call `then` before that is made"
     fast = getattr(dl, 'warp', None) is not None
@@ -324,21 +311,21 @@ def _skip_batches(dl, n, then):
 # %% ../../nbs/engine/09_checkpoints.ipynb #6bb49ea2
 @patch
 def after_batch(self:_Checkpoints):
-    if not (self.in_epochs and self.training and hasattr(self.dl, 'get_idxs')): return
+    if not (self.trained and self.training and hasattr(self.dl, 'get_idxs')): return
     if time.monotonic()-self.last<=self.seconds: return
     batch = self.done_before+self.iter+1
     if batch<self.n_iter: self.write(self.epoch, batch)
 
 @patch
 def after_epoch(self:_Checkpoints):
-    if not self.in_epochs: return
+    if not self.trained: return
     self.n_done += 1
     self.write(self.epoch+1)
 
 @patch
 def after_cancel_fit(self:_Checkpoints):
-    if not self.in_epochs: return
-    self.n_done,self.in_epochs = self.n_done+1,False
+    if not self.trained: return
+    self.n_done += 1
     self.write(self.epoch+1, ended=True)
 
 # %% ../../nbs/engine/09_checkpoints.ipynb #d6f785cc
@@ -350,11 +337,9 @@ def run_epochs(self:_Checkpoints):
     start = self.first_epoch()
     if getattr(getattr(learn, 'progress', None), 'mbar', False):
         learn.progress.mbar.update(0)
-    self.in_epochs = True
     for epoch in range(start, learn.n_epoch):
         learn.epoch = epoch
         learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
-    self.in_epochs = False
 
 # %% ../../nbs/engine/09_checkpoints.ipynb #df9842e1
 @contextmanager
@@ -374,8 +359,8 @@ def resumable(
         learn._do_fit = cb.run_epochs
         try: yield cb
         finally: del learn._do_fit
-    if cb.waiting:
-        name,fit = cb.saved['name'],cb.saved['fit']+1
-        raise ValueError(f'{name} in {folder} is from fit number {fit}, but only '
-                         f'{len(cb.fits)} were called: nothing was restored. Run the '
-                         'same lines as before')
+    n = len(cb.saved['fits']) if cb.saved else 0
+    if len(cb.fits)<n:
+        raise ValueError(f"{cb.saved['name']} in {folder} is from fit number {n}, but "
+                         f'only {len(cb.fits)} were called: nothing was restored. Run '
+                         'the same lines as before')

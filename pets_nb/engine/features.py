@@ -171,13 +171,13 @@ def head_first(
     lr:float=1e-4, # Highest learning rate of the fine-tuning, for all that is trained
     first:int=1, # First group that is fine-tuned: 0 is all, 1 leaves out the lower body
     mirror:bool=False, # Average over mirror images, in predictions too? Twice the time
-    l2:float=None, # Penalty, see `fit_head`
     **kwargs # Passed on to `partial_fine_tune`
 )->Learner: # `learn`; its history begins with the fitted head's row
     "Fit the head to the features of the training set, then fine-tune from there"
     start = time.perf_counter()
     linear = learn.model.get_submodule(_last_linear(learn.model))
-    head = fit_head(*get_features(learn, mirror=mirror), l2, linear.out_features)
+    x,y = get_features(learn, mirror=mirror)
+    head = fit_head(x, y, n_classes=linear.out_features)
     linear.load_state_dict(head.state_dict())
     learn.model.mirror = mirror
     row = {'frozen': True, 'train_loss': head.loss, **_validate(learn)}

@@ -86,7 +86,7 @@ class History(_Watcher):
     def __init__(self): self.rows = []
     def before_epoch(self):
         super().before_epoch()
-        self.start = time.perf_counter()
+        self._start = time.perf_counter()
         self.n_seen = len(getattr(self.recorder, 'lrs', []))
 
     def after_epoch(self):
@@ -96,7 +96,7 @@ class History(_Watcher):
         self.rows.append({'frozen': self.opt.frozen_idx>0,
                           **dict(zip(names, self.learn.final_record)),
                           'highest lr': rate,
-                          'seconds': time.perf_counter()-self.start})
+                          'seconds': time.perf_counter()-self._start})
 
     @property
     def table(self): return pd.DataFrame(self.rows).rename_axis('epoch')
@@ -140,19 +140,17 @@ def __call__(self:_NonFinite, event:str):
         raise FloatingPointError(str(e).splitlines()[-1].strip()) from None
 
 # %% ../../nbs/engine/08_learner.ipynb #b01d2c15
-def _cpu_has(o): return getattr(torch.cpu, o, bool)()
-
-def _has_bf16(device):
-    "A GPU from compute capability 8, a CPU with AVX512-BF16 or AMX"
+def _native(device):
+    "16-bit formats in hardware: a GPU's, or those of a CPU with AVX512-BF16 or AMX"
     kind = torch.device(device).type
-    if kind=='cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
-    return kind=='cpu' and (_cpu_has('_is_avx512_bf16_supported')
-                            or _cpu_has('_is_amx_tile_supported'))
-
-def _has_fp16(device):
-    kind = torch.device(device).type
-    if kind=='cuda': return torch.cuda.get_device_capability(device)[0]>=7
-    return kind=='mps' or (kind=='cpu' and _cpu_has('_is_amx_fp16_supported'))
+    def cpu(*names):
+        return kind=='cpu' and any(getattr(torch.cpu, o, bool)() for o in names)
+    def gpu(f): return kind=='cuda' and f()
+    has = dict(bfloat16=cpu('_is_avx512_bf16_supported','_is_amx_tile_supported')
+            or gpu(lambda: torch.cuda.is_bf16_supported(including_emulation=False)),
+        float16=cpu('_is_amx_fp16_supported') or kind=='mps'
+            or gpu(lambda: torch.cuda.get_device_capability(device)[0]>=7))
+    return [k for k,v in has.items() if v]
 
 # %% ../../nbs/engine/08_learner.ipynb #b5f0a002
 @cache
@@ -172,21 +170,20 @@ def _bf16_wins():
     half,full = map(min, zip(*both))
     return half < 0.8*full
 
+# %% ../../nbs/engine/08_learner.ipynb #66f16546
 def bf16_is_fast(
     device:str|torch.device, # Device of the batches
 )->bool: # A GPU that has it, or a CPU on which it is measured to be faster
     "Whether `device` computes faster in bfloat16 than in float32"
     gpu = torch.device(device).type=='cuda'
-    return _has_bf16(device) and (gpu or _bf16_wins())
+    return 'bfloat16' in _native(device) and (gpu or _bf16_wins())
 
 # %% ../../nbs/engine/08_learner.ipynb #effe7a76
 def _choose_dtype(device, request='auto', emulate=False):
     "The number format of the forward pass on `device`"
-    formats = ('auto','float32','bfloat16','float16')
+    formats,native = ('auto','float32','bfloat16','float16'),_native(device)
     if request not in formats:
         raise ValueError(f"precision is {request!r}; expected one of {formats}")
-    tests = dict(bfloat16=_has_bf16, float16=_has_fp16)
-    native = [k for k,f in tests.items() if f(device)]
     if request=='auto':
         gpu = torch.device(device).type=='cuda'
         request = ('bfloat16' if bf16_is_fast(device) else
@@ -202,17 +199,14 @@ class Mixed(MixedPrecision):
     "The forward pass in 16 bits where the device computes in them, scaled for float16"
     def __init__(self,
         precision:str='auto', # 'auto' (16 bits where native), or a format's name
-        channels_last:bool=None, # Channels of a pixel side by side? None: with 16 bits
         emulate:bool=False, # Accept a format that the device only emulates, slowly?
     ):
-        self.precision,self.channels_last,self.emulate = precision,channels_last,emulate
+        self.precision,self.emulate = precision,emulate
         self.device = self.dtype = self.scaler = None
 
     def choose(self, device):
         self.device = device
         self.dtype = _choose_dtype(device, self.precision, self.emulate)
-        half = self.dtype!=torch.float32
-        self.last = half if self.channels_last is None else self.channels_last
 
 # %% ../../nbs/engine/08_learner.ipynb #147175bc
 @patch
@@ -220,7 +214,7 @@ def before_fit(self:Mixed):
     if len(self.learn._grab_cbs(MixedPrecision))>1:
         raise ValueError("fastai's MixedPrecision and Mixed exclude each other")
     self.choose(next(self.model.parameters()).device)
-    if self.last: self.model.to(memory_format=torch.channels_last)
+    if self.dtype!=torch.float32: self.model.to(memory_format=torch.channels_last)
     self.scaler,self.scales = torch.amp.GradScaler(
         self.device.type, enabled=self.dtype==torch.float16),L()
 
@@ -228,8 +222,9 @@ def before_fit(self:Mixed):
 def before_batch(self:Mixed):
     device = next(self.model.parameters()).device
     if device!=self.device: self.choose(device)
-    if self.last: self.learn.xb = tuple(_channels_last(o) for o in self.xb)
-    if self.dtype!=torch.float32: _autocast_once(self.model, device.type, self.dtype)
+    if self.dtype==torch.float32: return
+    self.learn.xb = tuple(_channels_last(o) for o in self.xb)
+    _autocast_once(self.model, device.type, self.dtype)
 
 # %% ../../nbs/engine/08_learner.ipynb #339fa43c
 def _channels_last(x):
@@ -284,8 +279,8 @@ def _choose_arch(dls, weights):
         arch = _bundle(weights).get('arch')
         if isinstance(arch, str): return arch, 'as model.json says'
         return 'resnet18', 'no arch given'
-    drawn = getattr(getattr(dls, 'images', None), 'drawn', False)
-    if drawn: return 'small_network', 'drawn pets'
+    if getattr(getattr(dls, 'images', None), 'drawn', False):
+        return 'small_network', 'drawn pets'
     if _lite_file():
         return 'efficientnet_lite0', 'photographs, offline weights installed'
     return 'resnet18', 'photographs'
@@ -451,13 +446,6 @@ def quiet(
     with learn.no_bar(), learn.no_logging(), redirect_stdout(io.StringIO()): yield learn
 
 # %% ../../nbs/engine/08_learner.ipynb #740b8d48
-def _dtype_of(learn):
-    "The number format in which the learner predicts"
-    mixed = next(iter(learn._grab_cbs(Mixed)), None)
-    if not mixed: return torch.float32
-    device = next(learn.model.parameters()).device
-    return _choose_dtype(device, mixed.precision, mixed.emulate)
-
 @contextmanager
 def _evaluating(learn):
     "Evaluation mode, after which modes and random numbers are what they were"
@@ -475,8 +463,9 @@ def get_logits(
     dl=None, # Batches of images and targets; None: the validation set
 )->tuple: # Logits (N,C), float32; targets (N,), int64, or None; both on the CPU
     "What the network answers for every image of `dl`"
-    dl,dtype,pairs = learn.dls.valid if dl is None else dl,_dtype_of(learn),[]
-    device = next(learn.model.parameters()).device
+    dl,device = learn.dls.valid if dl is None else dl,next(learn.model.parameters()).device
+    dtype,pairs = torch.float32,[]
+    for o in learn._grab_cbs(Mixed): dtype = _choose_dtype(device, o.precision, o.emulate)
     if hasattr(learn, 'seeding'): learn.seeding.check(dl)
     autocast = torch.autocast(device.type, dtype, enabled=dtype!=torch.float32)
     with _evaluating(learn) as model:
@@ -504,8 +493,6 @@ def partial_fine_tune(
     base_lr:float=2e-3, # Highest rate of the frozen epochs; half of it afterwards
     freeze_epochs:int=1, # Epochs before that in which only the head is trained
     lr_mult:float=100, # The first group's rate is that of the last divided by this
-    pct_start:float=0.3, # Share of the later steps in which the rate rises
-    div:float=5., # The later steps begin at the highest rate divided by this
     **kwargs # Passed on to both calls of `fit_one_cycle`
 ):
     "Train the new head, then the upper layers too; the first groups stay as they are"
@@ -515,5 +502,4 @@ def partial_fine_tune(
         learn.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **kwargs)
     _freeze_to(learn, first)
     rates = slice(base_lr/2/lr_mult, base_lr/2)
-    if epochs:
-        learn.fit_one_cycle(epochs, rates, pct_start=pct_start, div=div, **kwargs)
+    if epochs: learn.fit_one_cycle(epochs, rates, pct_start=0.3, div=5., **kwargs)

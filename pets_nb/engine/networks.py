@@ -242,9 +242,7 @@ def _fit_state(net, body, state, path):
     pairs = {k: (tuple(state[k].shape), tuple(own[k].shape)) for k in need & set(state)}
     faults = {'missing': need-set(state),
         'unknown': {k for k in state if k not in own and k.split('.')[0] in tops},
-        'of another shape': [f'{k} {a} for {b}' for k,(a,b) in pairs.items() if a!=b],
-        'of another type': [k for k in pairs if state[k].is_floating_point()
-                            is not own[k].is_floating_point()]}
+        'of another shape': [f'{k} {a} for {b}' for k,(a,b) in pairs.items() if a!=b]}
     said = [f"{len(o)} {k}: {', '.join(sorted(o)[:4])}" for k,o in faults.items() if o]
     if said:
         raise ValueError(f"{path} does not fit {type(net).__name__}: {'; '.join(said)}"
@@ -357,19 +355,16 @@ def _sizes(arch, net):
 class _ConcatPool(nn.Module):
     def forward(self, x): return torch.cat([x.amax((2,3)), x.mean((2,3))], 1)
 
-def _head(kind, n_in, n_out, ps=None):
+def _head(kind, n_in, n_out):
     "A new head: 'linear', or 'fastai' for the one of `vision_learner`"
-    if kind=='linear':
-        drop = [nn.Dropout(ps)] if ps else []
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *drop,
-                             nn.Linear(n_in, n_out))
+    if kind=='linear': return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                                            nn.Linear(n_in, n_out))
     if kind!='fastai':
         raise ValueError(f"head is {kind!r}; expected 'linear' or 'fastai'")
-    ps = 0.5 if ps is None else ps
     def block(a, b, p):
         return nn.BatchNorm1d(a),nn.Dropout(p),nn.Linear(a, b, bias=False)
-    head = nn.Sequential(_ConcatPool(), nn.Flatten(), *block(2*n_in, 512, ps/2),
-                         nn.ReLU(inplace=True), *block(512, n_out, ps))
+    head = nn.Sequential(_ConcatPool(), nn.Flatten(), *block(2*n_in, 512, 0.25),
+                         nn.ReLU(inplace=True), *block(512, n_out, 0.5))
     for i in (4,8): nn.init.kaiming_normal_(head[i].weight)
     return head
 
@@ -379,14 +374,13 @@ def network(
     n_classes:int, # Number of logits
     weights:str|Path|None='default', # 'default', 'none' (random), or a file
     head:str='linear', # 'linear', or 'fastai' for the one of `vision_learner`
-    ps:float=None, # Dropout before the last layer; None: 0, and 0.5 for 'fastai'
     classes:list=None, # Class names: a bundle's own head is kept if they agree
 )->PetsModel: # In training mode
     "A pretrained body with a new head"
     arch = arch if isinstance(arch, str) else arch.__name__
     net,body,mean,std,get,origin = _build(arch)
     sizes = _sizes(arch, net)
-    new = _head(head, _n_features(body, sizes[1] or max(sizes[0], 64)), n_classes, ps)
+    new = _head(head, _n_features(body, sizes[1] or max(sizes[0], 64)), n_classes)
     model = PetsModel(body, new, mean, std, arch, sizes)
     if weights in (None,'none'): return model
     if str(weights)!='default': return _load_file(model, net, weights, classes)

@@ -15,16 +15,15 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
-from pets_nb.engine.bundle import (_card, _metrics, _none_of_these, _temperature,
-    save_bundle)
+from .bundle import _judged
 from .features import _headless, _last_linear, fit_head
 from .files import (IMAGE_SUFFIXES, ImageError, atomic_path, list_images,
-    open_image, shown, write_json, _count, _some)
-from .learner import _dtype_of, _evaluating, pets_learner
+    open_image, shown, _count, _some)
+from .learner import get_logits, pets_learner
 from .loaders import Speed, _block
 from .pipeline import _each
 from .sources import _part_names, _stratified
-import numpy as np, torch, torch.nn.functional as F
+import numpy as np, torch
 from fastai.learner import Learner
 from fastai.torch_core import default_device
 from fastcore.basics import chunked
@@ -113,7 +112,7 @@ def _shards(source):
     if found: return found
     raise FileNotFoundError(f'{shown(source)} has no shards (.tar or .parquet)')
 
-def _name(path, source): return '-'.join(path.relative_to(source).parts)
+def _parquet(path, source): return f"{'-'.join(path.relative_to(source).parts)}.parquet"
 
 def _fingerprint(learn, mirror):
     "What the features depend on besides the images"
@@ -131,20 +130,17 @@ def _views(warp, rows):
     return _each(view, rows)
 
 # %% ../../nbs/engine/14_streams.ipynb #5e1b70c4
-@torch.no_grad()
-def _one_shard(learn, model, path, bs):
+def _one_shard(learn, path):
     "Keys, labels and features of the shard's readable images, and the others' keys"
     rows,xs,bad = [],[],[]
-    device,dtype = next(model.parameters()).device,_dtype_of(learn)
-    for some in chunked(read_shard(path), bs):
+    for some in chunked(read_shard(path), 64):
         views = _views(learn.dls.valid.warp, some)
         bad += [o[0] for o,v in zip(some, views) if v is None]
         rows += [(o[0], o[2]) for o,v in zip(some, views) if v is not None]
         views = [o for o in views if o is not None]
         if not views: continue
-        x = torch.from_numpy(np.stack(views)).to(device).permute(0, 3, 1, 2).float()/255
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            xs.append(model(x).float().cpu().numpy())
+        x = torch.from_numpy(np.stack(views)).to(learn.dls.device).permute(0, 3, 1, 2)
+        xs.append(get_logits(learn, [(x.float()/255,)])[0].numpy())
     twice = [o for o,n in Counter(o[0] for o in rows).items() if n > 1]
     if twice: raise ValueError(f"{shown(path)} has {_count(len(twice), 'key')} more "
                                f'than once: {_some(twice)}')
@@ -169,10 +165,10 @@ def _done(path, about):
                      'choose another folder')
 
 # %% ../../nbs/engine/14_streams.ipynb #5e1b70c5
-def _write_shard(learn, model, path, to, about, bs):
+def _write_shard(learn, path, to, about):
     "Write the features of a shard, unless they are there; the number of images"
     if _done(to, about): return 0
-    keys,labels,x,bad = _one_shard(learn, model, path, bs)
+    keys,labels,x,bad = _one_shard(learn, path)
     if bad: print(f"{shown(path.name)}: {_count(len(bad), 'image')} can't be read: "
                   f'{_some(bad, 5)}', file=sys.stderr)
     _write_features(to, keys, labels, x, about)
@@ -183,7 +179,6 @@ def shard_features(
     learn:Learner, # From `pets_learner`, with its linear head; left as it is
     source:str|Path, # Folder of shards, as for `read_shard`
     out:str|Path, # Folder for a parquet file of features a shard
-    bs:int=64, # Images in a batch
     mirror:bool=False, # Average over each image and its mirror image?
     rank:int=None, # This process is number `rank` ...; None: RANK, or 0
     world:int=None, # ... of so many; None: WORLD_SIZE, or 1
@@ -194,14 +189,13 @@ def shard_features(
     if not 0 <= rank < world: raise ValueError(f'rank is {rank} of {world} processes')
     out,about = Path(out),dict(fingerprint=_fingerprint(learn, mirror))
     out.mkdir(parents=True, exist_ok=True)
-    with _headless(learn.model, mirror), _evaluating(learn) as model:
-        name = lambda o: out/f'{_name(o, source)}.parquet'
-        return sum(_write_shard(learn, model, path, name(path),
-                                about, bs) for path in _shards(source)[rank::world])
+    with _headless(learn.model, mirror):
+        return sum(_write_shard(learn, o, out/_parquet(o, source), about)
+                   for o in _shards(source)[rank::world])
 
 # %% ../../nbs/engine/14_streams.ipynb #6c30d61c
 def _tables(files):
-    "Features, labels, and the number of the file that each row is from"
+    "Features, targets, class names, and the number of the file that each row is from"
     tables = [*map(_arrow().read_table, files)]
     kinds = Counter(o.schema.metadata[b'fingerprint'] for o in tables if len(o))
     if len(kinds) != 1: raise ValueError(
@@ -211,8 +205,9 @@ def _tables(files):
     labels = [o for t in tables for o in t['label'].to_pylist()]
     n = labels.count(None)
     if n: raise ValueError(f"{_count(n, 'image')} of {len(labels):,} without a label")
+    classes,y = np.unique(np.array(labels, object), return_inverse=True)
     shard = np.repeat(np.arange(len(files)), [*map(len, tables)])
-    return torch.from_numpy(x),labels,shard
+    return torch.from_numpy(x),torch.from_numpy(y),classes.tolist(),shard
 
 # %% ../../nbs/engine/14_streams.ipynb #5e1b70c6
 def load_features(
@@ -221,10 +216,7 @@ def load_features(
     "The features of all shards, ready for `fit_head`"
     files = sorted(Path(folder).glob('*.parquet'))
     if not files: raise FileNotFoundError(f'{shown(folder)} holds no features')
-    x,labels,_ = _tables(files)
-    classes = sorted(set(labels))
-    at = {o: i for i,o in enumerate(classes)}
-    return x,torch.tensor([at[o] for o in labels]),classes
+    return _tables(files)[:3]
 
 # %% ../../nbs/engine/14_streams.ipynb #5e1b70d2
 def _holds_shards(folder):
@@ -275,48 +267,30 @@ def _part(path):
     words = re.split('[^a-z]+', str(path).lower())
     return next((_part_names[o] for o in words if o in _part_names), '')
 
-def _held_back(shards, at, labels, valid_pct, seed):
+def _held_back(shards, at, y, valid_pct, seed):
     "Which images to test the head on"
     parts = np.array([_part(o) for o in shards])
     if 'train' in parts and {*parts} & {'valid', 'test'}:
         return np.isin(parts, ['valid', 'test'])[at]
-    return _stratified(np.array(labels, object), valid_pct, seed)
+    return _stratified(y, valid_pct, seed)
 
 # %% ../../nbs/engine/14_streams.ipynb #5e1b70d6
 def _fit_shards(learn, source, out, valid_pct=0.2, seed=42):
     "Fit the head of `learn`; logits and targets held back, and what a bundle says"
-    shards = [o.relative_to(source) for o in _shards(source)]
-    files = [Path(out)/f'{_name(Path(source)/o, source)}.parquet' for o in shards]
-    x,labels,at = _tables(files)
-    classes,y = np.unique(np.array(labels, object), return_inverse=True)
-    held = torch.from_numpy(_held_back(shards, at, labels, valid_pct, seed))
-    y,classes = torch.from_numpy(y),classes.tolist()
+    files = {_parquet(o, source): o.stat().st_size for o in _shards(source)}
+    x,y,classes,at = _tables([Path(out)/o for o in files])
+    held = torch.from_numpy(_held_back(files, at, y.numpy(), valid_pct, seed))
     head = fit_head(x[~held], y[~held], n_classes=len(classes))
     logits = head(x[held]).detach()
-    loss = F.cross_entropy(logits, y[held]).item()
-    learn.history.rows.append({'frozen': True, 'train_loss': head.loss,
-        'valid_loss': loss,
-        'error_rate': (logits.argmax(1) != y[held]).float().mean().item()})
+    known = _judged(logits, y[held]) | dict(data=dict(
+        train=int((~held).sum()), valid=int(held.sum()), fingerprint=_sha256(files)))
+    row = {'frozen': True, 'train_loss': head.loss,
+           'valid_loss': known['metrics']['loss'],
+           'error_rate': known['metrics']['error']}
+    learn.history.rows.append(row)
     learn.model.set_submodule(_last_linear(learn.model), head.to(learn.dls.device))
     learn.model.mirror,learn.seeding.vocab = True,classes
     learn.dls = _stand_in(_first(source)[0], classes, learn.dls.valid.warp.size)
-    return logits,y[held],_known(logits, y[held], len(y), source)
+    return logits,y[held],known
 
-# %% ../../nbs/engine/14_streams.ipynb #5e1b70d7
-def _known(logits, y, n, source):
-    "What a bundle says of its data and its error"
-    sizes = '\n'.join(f'{_name(o, source)}\t{o.stat().st_size}'
-                      for o in _shards(source))
-    data = dict(train=n - len(y), valid=len(y),
-                fingerprint=hashlib.sha256(sizes.encode(errors='replace')).hexdigest())
-    t = _temperature(logits, y)
-    return dict(temperature=t, metrics=_metrics(logits, y, t), data=data,
-                **_none_of_these(logits))
-
-def _save(learn, folder, known, **extra):
-    "Save a bundle that says what is `known` instead of what the few loaded images say"
-    part = save_bundle(learn, folder.with_name(f'{folder.name}.part'), **extra)
-    about = json.loads((part/'model.json').read_text(encoding='utf-8')) | known
-    write_json(part/'model.json', about)
-    (part/'README.md').write_text(_card(about), encoding='utf-8', errors='replace')
-    return part.replace(folder)
+def _sha256(o): return hashlib.sha256(json.dumps(o).encode()).hexdigest()

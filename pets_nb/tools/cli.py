@@ -458,12 +458,13 @@ def _shard_features(learn, a, folder):
 # %% ../../nbs/tools/03_cli.ipynb #b7a20e93
 def _train_on_shards(learn, a, folder):
     "Fit the head to the features, keep the model, and say how far to trust it"
-    from pets_nb.engine.streams import _fit_shards, _save
+    from pets_nb.engine.bundle import save_bundle
+    from pets_nb.engine.streams import _fit_shards
     _shard_features(learn, a, folder)
     if _RANK: return
     logits,y,known = _fit_shards(learn, a.data, folder/'features', a.valid_pct, a.seed)
-    for o in ('model', 'model.part'): shutil.rmtree(folder/o, ignore_errors=True)
-    _save(learn, folder/'model', known, command=_line(a))
+    shutil.rmtree(folder/'model', ignore_errors=True)
+    save_bundle(learn, folder/'model', known, command=_line(a))
     learn.history.table.to_csv(folder/'history.csv')
     names = [[learn.dls.vocab[i] for i in o] for o in (y, logits.argmax(1))]
     lines = _judged(*names, 'Held back')
