@@ -38,8 +38,8 @@ def plot_confusion(
     keep = np.sort(np.argsort(-mistakes, kind='stable')[:most])
     part,names = matrix[np.ix_(keep, keep)],[classes[i] for i in keep]
     share = part/matrix.sum(1).clip(1)[keep,None]
-    ax = ax or plt.subplots(figsize=(7,7))[1]
-    ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
+    ax = ax or plt.subplots(figsize=(9.4,6))[1]
+    ax.imshow(share, cmap='Blues', vmin=0, vmax=1, aspect='auto')
     for (i,j),k in np.ndenumerate(part):
         if k: ax.text(j, i, k, ha='center', va='center',
                       color='white' if share[i,j]>.5 else '#222222')
@@ -47,6 +47,5 @@ def plot_confusion(
     ax.set_yticks(range(len(keep)), names)
     title = f'The {most} of {n} classes confused most' if n>most else 'All classes'
     ax.set(xlabel='answer', ylabel='true class', title=title)
-    ax.tick_params(labelsize=9)
     ax.grid(False)
     return ax
