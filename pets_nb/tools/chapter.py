@@ -1,4 +1,4 @@
-"""All training runs of the chapter as data, repeated on any images, beside the published errors.
+"""All training runs of the chapter, repeated on any images, beside the published errors.
 
 Docs: https://pets-nb.github.io/pets_nb/tools/chapter.html.md"""
 
@@ -17,20 +17,25 @@ from ..engine.sources import find_images
 from .experiments import _chosen, read_records, run_experiment
 
 # %% ../../nbs/tools/01_chapter.ipynb #a43f36f7
-def _fit(epochs, lr): return dict(call='fit_one_cycle', epochs=epochs, lr_max=lr)
-def _tune(epochs, **kwargs): return dict(call='fine_tune', epochs=epochs, **kwargs)
-_unfreeze = dict(call='unfreeze')
+def _tuned(*args, **kwargs): return lambda learn: learn.fine_tune(*args, **kwargs)
+
+def _by_hand(epochs, rates):
+    "Three epochs of the head, then more of all layers"
+    def train(learn):
+        learn.fit_one_cycle(3, 3e-3)
+        learn.unfreeze()
+        learn.fit_one_cycle(epochs, rates)
+    return train
 
 _RUNS = {
-    'two-epochs': ('fine_tune(2)', [_tune(2)]),
-    'rate-too-high': ('fine_tune(1, base_lr=0.1)', [_tune(1, base_lr=0.1)]),
-    'rate-found': ('fine_tune(2, base_lr=3e-3)', [_tune(2, base_lr=3e-3)]),
+    'two-epochs': ('fine_tune(2)', _tuned(2)),
+    'rate-too-high': ('fine_tune(1, base_lr=0.1)', _tuned(1, base_lr=0.1)),
+    'rate-found': ('fine_tune(2, base_lr=3e-3)', _tuned(2, base_lr=3e-3)),
     'unfreeze-6': ('fit_one_cycle(3, 3e-3), unfreeze, fit_one_cycle(6, 1e-5)',
-                   [_fit(3, 3e-3), _unfreeze, _fit(6, 1e-5)]),
+                   _by_hand(6, 1e-5)),
     'slice-12': ('fit_one_cycle(3, 3e-3), unfreeze, '
-                 'fit_one_cycle(12, slice(1e-6,1e-4))',
-                 [_fit(3, 3e-3), _unfreeze, _fit(12, [1e-6,1e-4])]),
-    'six-epochs': ('fine_tune(6, freeze_epochs=3)', [_tune(6, freeze_epochs=3)])}
+                 'fit_one_cycle(12, slice(1e-6,1e-4))', _by_hand(12, slice(1e-6,1e-4))),
+    'six-epochs': ('fine_tune(6, freeze_epochs=3)', _tuned(6, freeze_epochs=3))}
 
 # %% ../../nbs/tools/01_chapter.ipynb #af0bc43a
 _PUBLISHED = pd.DataFrame({
@@ -38,15 +43,6 @@ _PUBLISHED = pd.DataFrame({
     'rate-found': (11.43, 8.32, 24, 15.90), 'unfreeze-6': (7.44, 5.95, 25, 15.49),
     'slice-12': (None, 5.41, 25, 14.95), 'six-epochs': (None, 5.48, 26, 12.72)},
     index=['frozen', 'final', 's/epoch', 'study notes, 112 px']).T.astype(float)
-
-# %% ../../nbs/tools/01_chapter.ipynb #1b68dc61
-def _do(learn, steps):
-    "Train a frozen learner as a list of calls says"
-    for step in steps:
-        args = {k: slice(*v) if isinstance(v, list) else v for k,v in step.items()}
-        call,epochs = args.pop('call'),args.pop('epochs', None)
-        getattr(learn, call)(*([epochs] if epochs else []), **args)
-    return learn
 
 # %% ../../nbs/tools/01_chapter.ipynb #9aa8fd32
 def run_chapter(
@@ -65,12 +61,13 @@ def run_chapter(
     "Repeat the chapter's training runs and set them beside the published errors"
     names = _chosen(runs or _RUNS, _RUNS, 'run')
     images,speed = find_images(source),Speed(workers)
-    def train(steps, seed):
+    def train(run, seed):
         dls = pets_dls(images, size, bs, split, seed=seed, speed=speed, verbose=False)
         how = arch,weights,seed,precision,'fastai'
         learn = pets_learner(dls, *how, verbose=False)
-        with quiet(learn): return _do(learn, steps)
-    recipes = {words: partial(train, steps) for words,steps in map(_RUNS.get, names)}
+        with quiet(learn): run(learn)
+        return learn
+    recipes = {words: partial(train, run) for words,run in map(_RUNS.get, names)}
     start = weights if weights in (None,'default','none') else Path(weights).name
     settings = dict(arch=arch, size=size, weights=start, bs=bs, split=split,
                     precision=precision)
