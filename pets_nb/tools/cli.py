@@ -10,7 +10,7 @@ __all__ = ['main']
 # %% ../../nbs/tools/03_cli.ipynb #41e9842c
 import argparse, glob, logging, os, re, shlex, shutil, signal, sys, time, warnings
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from importlib import import_module
@@ -666,8 +666,9 @@ def _stoppable():
         os._exit(128+number)
     _stop.update(working=False, status=None)
     with ExitStack() as stack:
-        for o in (signal.SIGINT, signal.SIGTERM):
-            stack.callback(signal.signal, o, signal.signal(o, stop))
+        with suppress(ValueError): # outside the main thread, as in tests of notebooks
+            for o in (signal.SIGINT, signal.SIGTERM):
+                stack.callback(signal.signal, o, signal.signal(o, stop))
         stack.callback(setattr, warnings, 'formatwarning', warnings.formatwarning)
         warnings.formatwarning = lambda o, *_: f'Warning: {o}\n'
         yield
