@@ -115,7 +115,7 @@ def page_markdown(path, folder, links):
 SHELL = '''<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
 <link rel="icon" href="{up}assets/favicon.png"><style>{shell}</style><link rel="stylesheet" href="{up}styles.css"></head>
-<body class="quarto-light"><header><a href="{up}index.html">pets_nb</a></header><main class="content">{body}</main></body></html>'''
+<body class="quarto-light"><header><a href="{up}index.html">pets_nb</a></header><main class="content">{body}</main>{after}</body></html>'''
 
 # What of Quarto's themes cosmo and darkly matters here: measures, the colours of text, links, code and grounds.
 SHELL_CSS = '''
@@ -127,8 +127,9 @@ body.quarto-dark { background: #222; color: #fff } .quarto-dark a { color: #56b4
 .quarto-dark :not(pre) > code { color: #e2a9f3 }'''
 
 def render_with_pandoc(site):
-    import pypandoc
+    import pypandoc, yaml
     sources = pages()
+    after = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['format']['html']['include-after-body']['text']
     links = {o.relative_to(processed()).as_posix(): a for a,o in sources.items()}
     for file in processed().rglob('*'):
         if file.is_file() and file.suffix!='.ipynb' and not file.name.startswith('.'):
@@ -142,7 +143,7 @@ def render_with_pandoc(site):
         result = subprocess.run(command, input=page_markdown(path, folder, here), capture_output=True, encoding='utf-8')
         assert result.returncode==0 and not result.stderr, f'{path.name}: {result.stderr}'
         up = '../'*page.count('/')
-        (site/page).write_text(SHELL.format(title=html.escape(frontmatter(path).get('title', page)), up=up, shell=SHELL_CSS, body=complete(result.stdout)), encoding='utf-8')
+        (site/page).write_text(SHELL.format(title=html.escape(frontmatter(path).get('title', page)), up=up, shell=SHELL_CSS, after=after, body=complete(result.stdout)), encoding='utf-8')
 
 @functools.cache
 def rendered():

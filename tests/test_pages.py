@@ -13,7 +13,7 @@ from playwright.sync_api import sync_playwright
 FLAGS = ['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage']
 SCREENS = dict(screen=(1400,900), telephone=(390,844))
 LESSONS = [o.name for o in notebooks() if o.parent==NBS and o.name[0].isdigit()]
-RULES = ['image-alt', 'svg-img-alt', 'role-img-alt', 'link-name', 'document-title', 'html-has-lang', 'duplicate-id-aria', 'frame-title', 'empty-heading', 'list', 'table-fake-caption']
+RULES = ['image-alt', 'svg-img-alt', 'role-img-alt', 'link-name', 'document-title', 'html-has-lang', 'duplicate-id-aria', 'frame-title', 'empty-heading', 'list', 'table-fake-caption', 'scrollable-region-focusable']
 
 def chromium(): return os.environ.get('PETS_NB_CHROMIUM') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'))), None)
 
@@ -158,6 +158,20 @@ def test_search_and_colour_scheme(browser, site):
         page.locator('.aa-Input').fill(words)
         page.locator('.aa-Item', has_text=wanted).first.wait_for(timeout=20_000)
     page.close()
+
+@pytest.mark.skipif(not quarto(), reason='Quarto is not installed: the stand-in has none of what stands around a page')
+@pytest.mark.parametrize('notebook', ('index.ipynb', '04_cross_entropy.ipynb', 'engine/08_learner.ipynb'))
+@pytest.mark.parametrize('scheme', ('light', 'dark'))
+def test_the_whole_page_with_its_navigation(browser, site, notebook, scheme):
+    "Nothing that axe calls serious or critical, bars and search included"
+    found = []
+    for name,(width,height) in SCREENS.items():
+        page = browser.new_page(viewport=dict(width=width, height=height), color_scheme=scheme)
+        page.goto(site[notebook])
+        all_found = Axe().run(page, options=dict(resultTypes=['violations'], preload=False)).response['violations']
+        found += [f"on the {name}: {o['id']}: {n['html'][:100]}" for o in all_found if o['impact'] in ('serious','critical') for n in o['nodes'][:3]]
+        page.close()
+    assert not found, '\n'.join(found)
 
 @pytest.fixture(scope='module')
 def try_page(tmp_path_factory):
