@@ -247,7 +247,7 @@ def _judged(labels, answers, what):
     yield f"  most confused: {', '.join(pairs) or 'none'}"
 
 # %% ../../nbs/tools/03_cli.ipynb #63c17b63
-_FEW = 20 # images of a class: with fewer, fine-tuning has not paid
+_FEW = 100 # images of a class: with fewer, fine-tuning has not paid
 
 def _advice(a, counts, losses, size, largest=None):
     "What to try next, most useful first; `counts` are images by class"
