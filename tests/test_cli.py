@@ -332,6 +332,15 @@ def test_a_signal_ends_it_in_a_line(work, pets, number, status, when):
     assert p.returncode==status and 'interrupted' in err and 'Traceback' not in err
     if when=='training': assert f'--resume {out}' in err
 
+def test_a_signal_before_the_first_import_ends_it_in_a_line(tmp_path):
+    code = ('import builtins, os, signal; from pets_nb.__main__ import main; real = builtins.__import__\n'
+            'def stopped(name, *args, **kwargs):\n'
+            '    if name=="pets_nb.tools.cli": os.kill(os.getpid(), signal.SIGINT)\n'
+            '    return real(name, *args, **kwargs)\n'
+            'builtins.__import__ = stopped; main()')
+    res = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, env=ENV)
+    assert (res.returncode,res.stderr)==(130,'pets_nb: interrupted\n')
+
 def test_a_closed_pipe_is_quiet(work, pets):
     command = ' '.join(map(shlex.quote, [*COMMAND, 'audit', '--data', str(pets)]))
     res = subprocess.run(['bash', '-c', f'{command} | head -1; echo ${{PIPESTATUS[0]}}'], cwd=work, capture_output=True, text=True, env=ENV)
