@@ -313,6 +313,32 @@ def test_caches_are_shown_and_removed(tmp_path, capsys, monkeypatch):
     assert '1 caches' in call(capsys, 'data', '--cache')[0]
     assert 'removed' in call(capsys, 'data', '--clear-cache')[0] and not list(folder.iterdir())
 
+def test_the_report_is_told_before_the_figures_and_kept_after_them(work, pets, capsys, monkeypatch):
+    from pets_nb.tools import cli
+    def full(*args): raise OSError('no space left')
+    monkeypatch.setattr(cli, '_draw', full)
+    monkeypatch.chdir(work)
+    status = cli.main(['train', '--data', str(pets), *QUICK, '--out', 'no-figures'])
+    said = capsys.readouterr()
+    assert status==2 and 'Validation: error' in said.out and 'no space left' in said.err
+    assert (work/'no-figures/model/model.json').exists() and not (work/'no-figures/report.txt').exists()
+
+def test_an_image_that_has_vanished_is_left_out_of_the_figure(tmp_path, pets):
+    import matplotlib.pyplot as plt
+    from pets_nb.tools.cli import _draw_samples
+    (tmp_path/'pug_1.jpg').write_bytes(b'no image any more')
+    fig,axs = plt.subplots(1, 2)
+    _draw_samples(axs, [tmp_path/'pug_1.jpg', sorted(pets.rglob('*.jpg'))[0]], [('pug','pug'),('a','b')], [.9,.8])
+    assert [len(o.images) for o in axs]==[1,0]
+    plt.close(fig)
+
+def test_a_second_process_is_silent_and_gives_the_output_back(capsys, monkeypatch):
+    from pets_nb.tools import cli
+    monkeypatch.setattr(cli, '_RANK', 1)
+    before = sys.stdout,sys.stderr
+    assert cli.main(['predict', 'x.jpg', '--model', 'none'])==2
+    assert (sys.stdout,sys.stderr)==before and capsys.readouterr()==('','')
+
 # How a command ends
 
 @pytest.mark.parametrize('number,status,when', [(signal.SIGINT, 130, 'imports'), (signal.SIGTERM, 143, 'training')])

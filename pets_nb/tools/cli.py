@@ -10,7 +10,8 @@ __all__ = ['main']
 # %% ../../nbs/tools/03_cli.ipynb #41e9842c
 import argparse, glob, logging, os, re, shlex, shutil, signal, sys, time, warnings
 from collections import Counter
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import (ExitStack, contextmanager, redirect_stderr, redirect_stdout,
+    suppress)
 from datetime import datetime
 from functools import partial
 from importlib import import_module
@@ -278,13 +279,14 @@ def _fonts(text):
 # %% ../../nbs/tools/03_cli.ipynb #41e8ffb2
 def _draw_samples(axs, files, pairs, sure):
     "Draw images with their answers, the most confident mistakes first"
-    from pets_nb.engine.files import open_image
+    from pets_nb.engine.files import ImageError, open_image
     right = [label==answer for label,answer in pairs]
     order = sorted(range(len(files)), key=lambda i: (right[i], -sure[i]))
     for ax in axs.flat: ax.axis('off')
     for ax,i in zip(axs.flat, order):
         label,answer = pairs[i]
-        ax.imshow(open_image(files[i], short=200))
+        try: ax.imshow(open_image(files[i], short=200))
+        except ImageError: continue
         words = f'{answer} {sure[i]:.0%}' + ('' if right[i] else f'\nlabel: {label}')
         ax.set_title(words, color='k' if right[i] else 'C1')
 
@@ -316,20 +318,22 @@ def _answers(learn, dl):
     return None if targets is None else names(targets),names(best),sure.tolist()
 
 # %% ../../nbs/tools/03_cli.ipynb #6392a33e
-def _tell(folder, a, lines, kept, advice=()):
-    "Print the report, and keep it"
+def _told(folder, a, lines, kept, advice=()):
+    "Print the report; its text"
     text = '\n'.join([*lines, '', f"Saved in {folder}: {kept}",
         f"To use it:    pets_nb predict IMAGE --model {shlex.quote(str(folder))}",
         f"To repeat it: {_line(a)}", *(f"To try next:  {o}" for o in advice)])
     print(text)
-    (folder/'report.txt').write_text(text+'\n', encoding='utf-8', errors='replace')
+    return text+'\n'
+
+def _keep_report(folder, text): # last of all: where it is, the run is finished
+    (folder/'report.txt').write_text(text, encoding='utf-8', errors='replace')
 
 def _report(learn, folder, a, test):
-    "Draw the figures, and say how far to trust the model"
+    "Say how far to trust the model, draw the figures, and keep the report"
     from pets_nb.engine.bundle import _views
     dls,history = learn.dls,learn.history.table
     found = _answers(learn, dls.valid)
-    _draw(folder, dls.valid_ds.items, *found, list(dls.vocab))
     lines = [history.to_string(float_format='{:.4f}'.format, na_rep=''), '']
     lines += _judged(*found[:2], 'Validation')
     for dl in dls.loaders[2:]: lines += _judged(*_answers(learn, dl)[:2], 'Test')
@@ -337,8 +341,10 @@ def _report(learn, folder, a, test):
         answers = _answers(learn, dls.test_dl(test.files))[1]
         lines += _judged(test.labels, answers, f'Test ({a.test})')
     kept = 'model, report.txt, history.csv, predictions.png and confusion.png'
-    _tell(folder, a, lines, kept, _advice(a, dls.images.counts,
+    text = _told(folder, a, lines, kept, _advice(a, dls.images.counts,
         history.valid_loss.tolist(), _views(dls)['size'], learn.model.sizes[1]))
+    _draw(folder, dls.valid_ds.items, *found, list(dls.vocab))
+    _keep_report(folder, text)
 
 # %% ../../nbs/tools/03_cli.ipynb #804e7a00
 def _data_of(a):
@@ -468,7 +474,8 @@ def _train_on_shards(learn, a, folder):
     learn.history.table.to_csv(folder/'history.csv')
     names = [[learn.dls.vocab[i] for i in o] for o in (y, logits.argmax(1))]
     lines = _judged(*names, 'Held back')
-    _tell(folder, a, lines, 'model, features, report.txt and history.csv')
+    kept = 'model, features, report.txt and history.csv'
+    _keep_report(folder, _told(folder, a, lines, kept))
 
 # %% ../../nbs/tools/03_cli.ipynb #b7a20e91
 def _together(a, folder):
@@ -692,11 +699,11 @@ def main(
     argv:list=None, # Arguments; None: those of the process
 )->int: # 0 done, 1 unusable images, 2 wrong input, 3 our fault, 130 or 143 stopped
     "The `pets_nb` command; returns the exit status"
-    if _RANK: sys.stdout = sys.stderr = open(os.devnull, 'w') # the first one speaks
     for o in (sys.stdout, sys.stderr):
         if hasattr(o, 'reconfigure'): o.reconfigure(errors='replace')
-    status = 0
-    with _stoppable():
+    status,hushed = 0,open(os.devnull, 'w') if _RANK else None # the first one speaks
+    with (redirect_stdout(hushed or sys.stdout), redirect_stderr(hushed or sys.stderr),
+          _stoppable()):
         try:
             status = _run(argv)
             print(end='', flush=True)
