@@ -101,7 +101,7 @@ def test_the_calls_reach_the_learner():
     spy = Spy()
     for o in _RUNS: _RUNS[o][1](spy)
     assert spy.calls[0]==('fine_tune', (2,), {}) and spy.calls[1]==('fine_tune', (1,), dict(base_lr=.1)) and spy.calls[4]==('unfreeze', (), {})
-    assert spy.calls[8]==('fit_one_cycle', (12,slice(1e-6,1e-4)), {}) and spy.calls[9]==('fine_tune', (6,), dict(freeze_epochs=3))
+    assert spy.calls[8]==('fit_one_cycle', (12,), dict(lr_max=slice(1e-6,1e-4))) and spy.calls[9]==('fine_tune', (6,), dict(freeze_epochs=3))
 
 def test_the_table_of_recorded_runs(tmp_path):
     from pets_nb.tools.chapter import _RUNS, chapter_table

@@ -24,7 +24,7 @@ def _by_hand(epochs, rates):
     def train(learn):
         learn.fit_one_cycle(3, 3e-3)
         learn.unfreeze()
-        learn.fit_one_cycle(epochs, rates)
+        learn.fit_one_cycle(epochs, lr_max=rates)
     return train
 
 _RUNS = {
