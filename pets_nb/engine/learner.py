@@ -147,8 +147,9 @@ def _native(device):
     "The 16-bit formats that `device` has in hardware"
     kind = torch.device(device).type
     if kind=='cuda':
-        major,_ = torch.cuda.get_device_capability(device)
-        return [k for k,least in (('bfloat16',8), ('float16',7)) if major>=least]
+        found = dict(bfloat16=torch.cuda.is_bf16_supported(including_emulation=False),
+                     float16=torch.cuda.get_device_capability(device)[0]>=7)
+        return [k for k,o in found.items() if o]
     if kind=='mps': return ['float16']
     def has(flag): return kind=='cpu' and getattr(torch.cpu, flag, bool)()
     return [k for k,names in _flags.items() if any(map(has, names))]
