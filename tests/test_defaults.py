@@ -1,5 +1,7 @@
 "Every public name, called with nothing but its required arguments."
 import importlib, pkgutil, tempfile
+from pathlib import Path
+from types import SimpleNamespace
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from torch import nn
 from fastai.basics import Learner
@@ -8,8 +10,8 @@ from pets_nb import cross_entropy as ce, epochs, interpretation, labels, lr_find
 from pets_nb.engine import audit as au, bundle, checkpoints, download as dl, drawn, features, files, learner, loaders, networks, pipeline, sources, stats, streams
 from pets_nb.tools import chapter, cli, experiments, export
 
-# Downloads 812 MB, or trains for minutes: called in test_download.py, test_benchmarks.py and test_experiments.py, with addresses on 127.0.0.1 and small settings
-ELSEWHERE = {'download', 'get_oxford', 'run_benchmark', 'run_chapter', 'serve_app', 'make_app'}
+# Needs an address, downloads 812 MB, or trains for minutes: test_download.py, test_benchmarks.py and test_experiments.py call them, with a server on 127.0.0.1 and small settings
+ELSEWHERE = {'download', 'get_oxford', 'run_benchmark', 'run_chapter'}
 
 def names():
     "Public functions and classes by name, each from the module that defines it"
@@ -25,7 +27,7 @@ webdataset = pytest.importorskip('webdataset')
 @pytest.fixture(scope='module')
 def at(tmp_path_factory):
     "What the calls need: drawn pets, loaders, a learner, logits, a saved model, shards"
-    o,work = type('At', (), {})(),tmp_path_factory.mktemp('defaults')
+    o,work = SimpleNamespace(),tmp_path_factory.mktemp('defaults')
     patch = pytest.MonkeyPatch()
     patch.chdir(work)
     patch.setattr('sys.argv', ['pets_nb'])
@@ -105,11 +107,11 @@ CALLS = dict(
     RateSweep=trained(lr_finder.RateSweep), sweep_rates=curve, RateCurve=lambda o: lr_finder.RateCurve(curve(o).history),
     map_rates=lambda o: lr_finder.map_rates(o.make, [1e-3]), process_group=lambda o: within(mm.process_group) or True, Distributed=lambda o: mm.Distributed(),
     two_ways=lambda o: presizing.two_ways(o.image), sample_at=lambda o: presizing.sample_at(images, matrix, 8), psnr=lambda o: presizing.psnr(images, images.flip(-1)),
-    main=lambda o: cli.main() in (0, 2), run_experiment=records, read_records=records, chapter_table=lambda o: chapter.chapter_table('chapter-112', BOOK),
+    main=lambda o: cli.main() in (0, 2), run_experiment=records, read_records=records, chapter_table=lambda o: chapter.chapter_table('chapter-112', RECORDS),
     export_bundle=lambda o: export.export_bundle('model'), one_cycle_value=lambda o: tl.one_cycle_value(.5, 1., 2., 0.), group_rates=lambda o: tl.group_rates(slice(1e-6,1e-4), 3),
     plain_fine_tune=lambda o: tl.plain_fine_tune(o.make(), 1) or True, calibration_error=lambda o: trust.calibration_error(o.logits, o.y),
     fit_temperature=lambda o: trust.fit_temperature(o.logits, o.y), class_map=lambda o: trust.class_map(torch.rand(1,4,3,3), torch.rand(4)))
-BOOK = next(o/'nbs/explanations/experiments' for o in files.Path(__file__).resolve().parents if (o/'nbs').is_dir())
+RECORDS = Path(__file__).parents[1]/'nbs/explanations/experiments'
 
 def test_no_public_name_is_left_out():
     assert set(CALLS)==set(names())
