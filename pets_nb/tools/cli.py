@@ -217,17 +217,17 @@ def _show_epochs(learn, progress):
     "A callback that shows the features and the training of `learn` on `progress`"
     from fastai.callback.core import Callback
     class ShowEpochs(Callback):
-        order = 65 # after History (55)
+        order,history = 65,learn.history # after History (55), which may be taken off
         features = learn.model[0].register_forward_hook(progress.step)
         def before_validate(self): self.features.remove()
         def before_train(self):
             self.features.remove()
-            progress.table(self.learn.history.rows)
+            progress.table(self.history.rows)
             n = len(self.dls.train)
             progress.phase('Training', self.n_epoch*n, self.epoch*n)
         def after_batch(self):
             if self.training: progress.step()
-        def after_epoch(self): progress.table(self.learn.history.rows)
+        def after_epoch(self): progress.table(self.history.rows)
     return ShowEpochs()
 
 # %% ../../nbs/tools/03_cli.ipynb #7c0f6571
@@ -401,7 +401,8 @@ def _fit(learn, a, checkpoints):
           resumable(learn, checkpoints),
           learn.added_cbs(_show_epochs(learn, progress))):
         if a.arch!='small_network' and a.weights!='none':
-            batches = -(-len(learn.dls.train_ds)//(learn.dls.valid.bs*num_distrib()))
+            n,many = len(learn.dls.train_ds),max(num_distrib(), 1) # 0: alone
+            batches = -(-n//(learn.dls.valid.bs*many))
             progress.phase('Features of the training images', 2*batches)
             head_first(learn, a.epochs, a.lr, mirror=True)
         elif a.epochs: learn.fine_tune(a.epochs, a.lr)
