@@ -43,20 +43,20 @@ _jittered = dict(coat=.06, ear_size=.07, muzzle=.06, muzzle_width=.04, head=.035
 def _individual(row, rng):
     "One animal of a breed: numbers and colours a little off"
     t = SimpleNamespace(**row)
-    for k,s in _jittered.items(): setattr(t, k, max(0., float(row[k]) + s*rng.normal()))
-    t.coat *= float(row['coat']) > 0
+    for k,s in _jittered.items(): setattr(t, k, max(0., row[k] + s*rng.normal()))
+    t.coat *= row['coat'] > 0
     t.fur, tone = min(t.coat, 1.1), rng.normal(0, 7) + rng.normal(0, 4, 3)
     for k in ('base','second','point'):
         c = _rgb(row[k])
         c = c + tone*(.6 + .4*(c.mean() > 60)) + rng.normal(0, 3, 3)
-        setattr(t, k, np.clip(c, 4, 252))
-    t.eye = np.clip(_rgb(row['eye']) + rng.normal(0, 10, 3), 5, 250)
+        setattr(t, k, c.clip(4, 252))
+    t.eye = (_rgb(row['eye']) + rng.normal(0, 10, 3)).clip(5, 250)
     t.pupil, t.bow = rng.uniform(.25, .75), rng.uniform(60, 240, 3)
     return _coloured(t)
 
 # %% ../../nbs/engine/03_drawn.ipynb #5d0a7c04
 _dark_zones = dict(points='mask ears feet tail', mask='mask ears', saddle='saddle',
-    hood='hood ears', cap='cap ears', wolf='saddle ears mask', flecks='ears', tan='',
+    hood='hood ears', cap='cap ears', wolf='saddle ears mask', flecks='ears',
     patches='patch')
 
 def _coloured(t):
@@ -142,27 +142,26 @@ def _outline(shape):
     if isinstance(shape, tuple): return _ellipse(*shape)
     return _smooth(shape) if isinstance(shape, list) else shape
 
-def _stencil(size, p, fill=255):
+def _stencil(size, p, blur=0, fill=255):
     m = Image.new('L', size)
-    ImageDraw.Draw(m).polygon(p.ravel().tolist(), fill=fill)
-    return m
+    ImageDraw.Draw(m).polygon(p.ravel().tolist(), fill)
+    return m.filter(ImageFilter.BoxBlur(float(blur)))
 
 @patch
 def fill(self:_Canvas, shape, colour):
-    p = self.px(_outline(shape)).ravel().tolist()
-    self.pen.polygon(p, fill=_ink(colour))
+    self.pen.polygon(self.px(_outline(shape)).ravel().tolist(), _ink(colour))
 
 @patch
 def line(self:_Canvas, points, colour, width=.03):
     p, width = self.px(points).ravel().tolist(), max(1, int(width*self.scale + .5))
-    self.pen.line(p, fill=_ink(colour), width=width, joint='curve')
+    self.pen.line(p, _ink(colour), width, joint='curve')
 
 # %% ../../nbs/engine/03_drawn.ipynb #5d0a7c27
 @patch
 def soft(self:_Canvas, shape, colour, blur=.12, strength=1., k=6, rim=2):
     (w, h), p = self.rgb.size, self.px(_outline(shape))/k
-    m = _stencil((w//k + rim, h//k + rim), p, int(255*strength))
-    m = m.filter(ImageFilter.BoxBlur(float(max(.5, blur*self.scale/k))))
+    m = _stencil((w//k + rim, h//k + rim), p, max(.5, blur*self.scale/k),
+        int(255*strength))
     m = m.resize((m.width*k, m.height*k), Image.BILINEAR).crop((0, 0, w, h))
     self.rgb.paste(_ink(colour), (0, 0), m)
 
@@ -201,7 +200,7 @@ def part(self:_Canvas, shape, colour, rough=0., paint=None, relief=1., shadow=.3
 @patch
 def light(self:_Canvas, p, relief, shadow):
     m, blur = _stencil(self.small, p/self.k + self.pad), ImageFilter.BoxBlur
-    r = float(max(1., .22*float(np.sqrt(np.ptp(p[:,0])*np.ptp(p[:,1])))/self.k))
+    r = float(max(1., .22*np.sqrt(np.prod(np.ptp(p, 0)))/self.k))
     soft = m.filter(blur(r)).filter(blur(r*.6))
     away = (-self.sun*max(1.5, r*.5)).round().astype(int).tolist()
     layers = m.filter(blur(.6)), soft, ImageChops.offset(soft, *away)
@@ -212,30 +211,27 @@ def light(self:_Canvas, p, relief, shadow):
 
 @patch
 def ground_shadow(self:_Canvas, *ellipse):
-    m = _stencil(self.small, self.px(_ellipse(*ellipse))/self.k + self.pad)
-    m = m.filter(ImageFilter.BoxBlur(max(1., .12*float(self.scale)/self.k)))
+    p = self.px(_ellipse(*ellipse))/self.k + self.pad
+    m = _stencil(self.small, p, max(1., .12*self.scale/self.k))
     self.shade -= np.asarray(m, dtype=np.float32)*(.4/255)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c9145043
 def _coat(tile, t, box, part='body'):
-    (x0, y0, x1, y1), body, fill, rng = box, part == 'body', tile.fill, tile.rng
-    x, y, w, h = (x0 + x1)/2, (y0 + y1)/2, x1 - x0, y1 - y0
+    (lo, hi), body, rng = np.reshape(box, (2, 2)), part == 'body', tile.rng
+    w, h = hi - lo
     if t.pattern in ('spots', 'rosettes'): _spots(tile, t, box, part)
     if t.pattern == 'tabby':
         _stripes(tile, box, _dark(t, .82), .30 if body else .22, .055)
     if t.pattern == 'brindle': _stripes(tile, box, _dark(t, .6), .16, .022)
     if t.pattern == 'ticked':
-        tile.hair(int(22*w*h) + 10, (x, y), (w/2, h/2), .10, .30)
+        tile.hair(int(22*w*h) + 10, (lo + hi)/2, (hi - lo)/2, .10, .30)
     if t.pattern == 'flecks' or (t.pattern == 'hood' and body):
         for _ in range(int((16 if body else 9)*w*h)):
-            fill((*_spot(rng, box, .02, .07, .02, .06), 0, 6), _dark(t, .75))
+            fleck = rng.uniform((*lo, .02, .02), (*hi, .07, .06))
+            tile.fill((*fleck, 0, 6), _dark(t, .75))
     for _ in range(3) if t.pattern == 'patches' and body else ():
-        spot = _spot(rng, box, .12*w, .25*w, .12*h, .25*h)
-        fill(_blob(rng, *spot, .08, 9), t.point)
-
-def _spot(rng, box, *radii):
-    x0, y0, x1, y1 = box
-    return tuple(rng.uniform(*o) for o in ((x0, x1), (y0, y1), radii[:2], radii[2:]))
+        patch = rng.uniform((*lo, .12*w, .12*h), (*hi, .25*w, .25*h))
+        tile.fill(_blob(rng, *patch, .08, 9), t.point)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c4feba2c
 def _spots(tile, t, box, part):
@@ -243,7 +239,7 @@ def _spots(tile, t, box, part):
     step = .30 if part == 'body' else .24
     for y in np.arange(y0, y1, step):
         for x in np.arange(x0, x1, step):
-            u, v = x + rng.uniform(0, step), y + rng.uniform(0, step)
+            u, v = (x, y) + rng.uniform(0, step, 2)
             if head and v > -.28 and abs(u) < .75: continue
             r = rng.uniform(.055, .085) if head else rng.uniform(.07, .115)
             tile.fill((u, v, r*1.3, r, rng.uniform(-.5, .5), 9), _dark(t, .82))
@@ -251,12 +247,13 @@ def _spots(tile, t, box, part):
                 tile.fill((u + .02, v + .01, r*.75, r*.5, 0, 8), _dark(t, .35))
 
 def _stripes(tile, box, colour, step, width):
-    rng, (x0, y0, x1, y1), a = tile.rng, box, np.linspace(0, 2.5, 5)
+    rng, (x0, y0, x1, y1), middle = tile.rng, box, (box[0] + box[2])/2
     for y in np.arange(y0, y1, step):
         for edge in (x0, x1):
-            x = np.linspace(edge, edge + ((x0 + x1)/2 - edge)*rng.uniform(.55, .85), 5)
-            y_ = y + .12*np.sin(a + rng.uniform(0, 1)) + rng.uniform(-.05, .05)
-            tile.line(np.stack([x, y_], 1), colour, width*rng.uniform(.7, 1.5))
+            x = np.linspace(edge, edge + (middle - edge)*rng.uniform(.55, .85), 5)
+            wave = np.sin(np.linspace(0, 2.5, 5) + rng.uniform(0, 1))
+            points = np.stack([x, y + .12*wave + rng.uniform(-.05, .05)], 1)
+            tile.line(points, colour, width*rng.uniform(.7, 1.5))
 
 # %% ../../nbs/engine/03_drawn.ipynb #c32287f1
 class _Head:
@@ -266,6 +263,7 @@ class _Head:
     def __call__(self, x, y, z=0.):
         return np.array([x*self.cos + z*self.sin, y + z*self.pitch])
     def at(self, points, side=1): return [self(side*x, *yz) for x,*yz in points]
+    def both(self, x, y, z): return self(-x, y, z), self(x, y, z)
 
 def _skull(h, t):
     w = t.head*(1 + .10*t.fur)
@@ -290,12 +288,11 @@ def _pricked_ears(c, h, t):
     pink = _mix(t.ears, (226, 160, 150), .55 if t.coat < .9 else .35)
     for side in (-1, 1):
         tip, shape = _pricked_ear(h, t, side)
-        m = shape.mean(0)
+        m, tuft = shape.mean(0), [(-.05, .05), (side*.06, -.26), (.06, .08)]
         def paint(tile): tile.soft(m + (shape - m)*(.62, .66) + (0, .08), pink, .05)
         c.part(shape, t.ears, .02 + .06*t.fur, paint,
             hair=t.coat > .3 and (14, m + (0, .25), (.2, .2), .3, .15, m))
-        if 'tufts' in t.extra: c.part(tip + np.array([(-.05, .05), (side*.06, -.26),
-            (.06, .08)]), t.point, relief=0)
+        if 'tufts' in t.extra: c.part(tip + tuft, t.point, relief=0)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c746581d
 def _hanging_ear(t):
@@ -323,46 +320,40 @@ def _hanging_ears(c, h, t):
 def _face_marks(tile, h, t):
     _coat(tile, t, (-1.1*t.head, -1, 1.1*t.head, .4), 'head')
     _dark_marks(tile, h, t)
-    for s in (-1, 1) if 'cheeks' in t.light else ():
-        tile.soft((*h(s*.62*t.head, .42, .3), .34, .42), t.second, .1)
+    for p in h.both(.62*t.head, .42, .3) if 'cheeks' in t.light else ():
+        tile.soft((*p, .34, .42), t.second, .1)
     blaze = _mirrored([(.06, -1.05, .4), (.13, -.3, .9), (.40, .5, .9)])
     if 'blaze' in t.light: tile.fill(h.at(blaze), t.second)
-    if t.pattern in ('tabby', 'spots', 'rosettes'): _forehead_m(tile, h, t)
+    if t.pattern in ('tabby', 'spots', 'rosettes'):
+        for width,stripe in _forehead_m:
+            for s in (-1, 1): tile.line(h.at(stripe, s), _dark(t, .85), width)
     for y in (-.62, -.48, -.34) if 'wrinkles' in t.extra else ():
-        tile.line([h(x, y + .10*abs(x)*2 - .06*np.cos(6*x), .8)
+        tile.line([h(x, y + .20*abs(x) - .06*np.cos(6*x), .8)
             for x in np.linspace(-.34, .34, 7)], _dark(t, .40), .03)
 
-def _forehead_m(tile, h, t):
-    stripes = [[(.06, -.35, .85), (.16, -.62, .7), (.20, -.95, .4)],
-        [(.26, -.36, .85), (.40, -.60, .7), (.46, -.88, .4)],
-        [(.62, -.02, .6), (.85, .08, .3), (1.1, .05, 0)],
-        [(.56, .22, .6), (.80, .36, .3), (1.0, .38, 0)]]
-    for s in (-1, 1):
-        for o,width in zip(stripes, (.055, .055, .055, .05)):
-            tile.line(h.at(o, s), _dark(t, .85), width)
+_forehead_m = [(.055, [(.06, -.35, .85), (.16, -.62, .7), (.20, -.95, .4)]),
+    (.055, [(.26, -.36, .85), (.40, -.60, .7), (.46, -.88, .4)]),
+    (.055, [(.62, -.02, .6), (.85, .08, .3), (1.1, .05, 0)]),
+    (.05, [(.56, .22, .6), (.80, .36, .3), (1.0, .38, 0)])]
 
 # %% ../../nbs/engine/03_drawn.ipynb #5d0a7c11
 def _dark_marks(tile, h, t):
-    def spot(at, rx, ry, *blur): tile.soft((*h(*at), rx, ry), t.point, *blur)
+    def spot(p, rx, ry, *blur): tile.soft((*p, rx, ry), t.point, *blur)
     cap = [(.10, -1.1, .3), (1.5, -1.1), (1.5, .35), (.62, .38, .5), (.24, -.05, .8)]
     if 'hood' in t.dark: tile.fill((0, 0, 2, 2), t.point)
     for s in (-1, 1) if 'cap' in t.dark else (): tile.fill(h.at(cap, s), t.point)
     if t.pattern == 'patches':
         tile.fill(_blob(tile.rng, *h(.48, -.25, .5), .52, .6, .04), t.point)
-    if t.pattern == 'points': spot((0, .12, .55), .66*t.head, .74, .24, .92)
+    if t.pattern == 'points': spot(h(0, .12, .55), .66*t.head, .74, .24, .92)
     if t.pattern == 'mask':
-        spot((0, .42, .5), .62*t.head, .58, .12)
-        for s in (-1, 1): spot((s*.42, -.12, .7), .26, .24, .08, .8)
-    if 'spectacles' in t.extra: _spectacles(tile, h, t)
-    if t.pattern == 'wolf': spot((0, -.8, .2), .8*t.head, .4, .16, .7)
-
-def _spectacles(tile, h, t):
-    for s in (-1, 1):
+        spot(h(0, .42, .5), .62*t.head, .58, .12)
+        for p in h.both(.42, -.12, .7): spot(p, .26, .24, .08, .8)
+    for s in (-1, 1) if 'spectacles' in t.extra else ():
         p = h(s*.42, -.12, .72)
-        tile.soft((*p, .32, .28), t.point, .05, .8)
+        spot(p, .32, .28, .05, .8)
         tile.soft((*p, .26, .23), _mix(t.second, (255, 255, 255), .3), .05)
-        tile.line([p + o for o in ((s*.24, .02), (s*.44, -.06), (s*.66, -.24))],
-            t.point, .06)
+        tile.line(p + [(s*.24, .02), (s*.44, -.06), (s*.66, -.24)], t.point, .06)
+    if t.pattern == 'wolf': spot(h(0, -.8, .2), .8*t.head, .4, .16, .7)
 
 # %% ../../nbs/engine/03_drawn.ipynb #cfd60229
 def _eyes(c, h, t, mood):
@@ -371,62 +362,56 @@ def _eyes(c, h, t, mood):
     if 'silky' in t.extra: lid = _mix(t.base, (60, 35, 20), .6)
     for side in (-1, 1):
         p = h(x*side*(.8 + .2*t.head), y, .75)
-        squash = np.clip(1 - .30*abs(h.sin)*(1 + side*np.sign(h.sin))*.6, .5, 1)
-        if mood == 'asleep': _closed_eye(c, p, r, squash, lid)
-        else: _open_eye(c, h, t, mood, side, p, r, squash, lid)
+        w = r*(1 - .18*(abs(h.sin) + side*h.sin))
+        if mood == 'asleep': _closed_eye(c, p, r, w, lid)
+        else: _open_eye(c, h, t, mood, side, p, r, w, lid)
 
-def _closed_eye(c, p, r, squash, lid):
-    x, y = np.linspace(-r, r, 7)*squash*1.1, .35*r*np.sin(np.linspace(0, np.pi, 7))
+def _closed_eye(c, p, r, w, lid):
+    x, y = np.linspace(-w, w, 7)*1.1, .35*r*np.sin(np.linspace(0, np.pi, 7))
     colour = _mix(lid, (15, 12, 12), .75) if lid.mean() > 60 else lid*1.9 + 25
     c.line(p + np.stack([x, y], 1), colour, .045)
 
-# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c12
-def _open_eye(c, h, t, mood, side, p, r, squash, lid):
+# %% ../../nbs/engine/03_drawn.ipynb #9db37a7e
+def _open_eye(c, h, t, mood, side, p, r, w, lid):
     tilt, pupil = (-.30*side, (t.pupil, .80)) if h.cat else (.12*side, (.66, .66))
-    look = p + (.18*r*dict(left=-1., right=1.).get(mood, 0.), .02)
-    shape = _ellipse(*p, r*squash*1.22, r*(1.08 if h.cat else 1.14), tilt)
+    look = p + (.18*r*dict(left=-1, right=1).get(mood, 0), .02)
+    rim = _ellipse(*p, 1.22*w, r*(1.08 if h.cat else 1.14), tilt)
     white, glow = p + (-.28*r, -.34*r), p + (.30*r, .34*r)
-    parts = [(shape, _mix(lid, (15, 12, 12), .75)),
-        ((*p, r*squash, r*.92, tilt), t.eye),
-        ((*look, r*squash*pupil[0], r*pupil[1]), (12, 10, 12)),
-        (shape[shape[:,1] < p[1] - r*.05] if mood == 'drowsy' else None, lid),
+    parts = [(rim, _mix(lid, (15, 12, 12), .75)), ((*p, w, .92*r, tilt), t.eye),
+        ((*look, w*pupil[0], r*pupil[1]), (12, 10, 12)),
+        (rim[rim[:,1] < p[1] - .05*r], lid),
         ((*white, .24*r, .24*r, 0, 10), (255, 255, 255)),
         ((*glow, .11*r, .11*r, 0, 8), (235, 240, 250))]
-    for o,colour in parts:
-        if o is not None: c.part(o, colour, relief=0)
+    if mood != 'drowsy': del parts[3]
+    for shape,colour in parts: c.part(shape, colour, relief=0)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c27ab979
+# %% ../../nbs/engine/03_drawn.ipynb #66f06adf
 def _cat_muzzle(c, h, t):
     deep, w, ink = .78 + .3*t.muzzle, .30 + .16*t.muzzle_width, (60, 30, 30)
     freckle = _mix(t.snout, (40, 30, 25), .5)
     c.part((*h(0, .60, deep - .1), .20, .16), t.snout, relief=.6, shadow=.15)
     for s in (-1, 1):
+        dots = [h(s*(.12 + .055*i), .38 + .05*(i%2), deep) for i in range(4)]
         def paint(tile):
-            for i in range(4): tile.fill((*h(s*(.12 + .055*i), .38 + .05*(i%2), deep),
-                .014, .014, 0, 6), freckle)
-        pad = (*h(s*w*.52, .38, deep), w*.62, .205)
-        c.part(pad, t.snout, .02, paint, relief=.8, shadow=.12)
+            for p in dots: tile.fill((*p, .014, .014, 0, 6), freckle)
+        c.part((*h(s*w*.52, .38, deep), w*.62, .205), t.snout, .02, paint, relief=.8,
+            shadow=.12)
     n = h(0, .07, deep + .02) if t.muzzle < .1 else h(0, .17 + .04*t.muzzle, deep + .12)
     c.line([n, n + (0, .2)], _mix(t.snout, ink, .6), .025)
     for s in (-1, 1):
-        smile = [n + (0, .19), n + (s*.10, .27), n + (s*.22, .25)]
-        c.line(smile, _mix(t.snout, ink, .65), .03)
-    nose = [n + o for o in _mirrored([(.115, -.05), (.115*.5, .06), (0, .10)])]
-    c.part(_smooth(nose, 1), _cat_nose(t), relief=.5, shadow=.1)
+        c.line(n + [(0, .19), (s*.10, .27), (s*.22, .25)], _mix(t.snout, ink, .65), .03)
+    pink = t.base.mean() > 90 and t.pattern != 'points'
+    nose = _mix(t.point, *(((206, 128, 120), .75) if pink else ((70, 50, 50), .5)))
+    shape = _mirrored([(.115, -.05), (.0575, .06), (0, .10)])
+    c.part(_smooth(n + shape, 1), nose, relief=.5, shadow=.1)
 
-# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c13
-def _cat_nose(t):
-    if t.base.mean() > 90 and t.pattern != 'points':
-        return _mix((206, 128, 120), t.point, .25)
-    return _mix(t.point, (70, 50, 50), .5)
-
+# %% ../../nbs/engine/03_drawn.ipynb #acaf0f39
 def _whiskers(c, h, t):
     colour = (245, 243, 238) if t.base.mean() > 40 else (200, 200, 205)
-    for s in (-1, 1) if 'wrinkles' not in t.extra else ():
+    for s in (-1, 1):
         for i in range(3):
-            a = h(s*.24, .38 + .06*i, .8)
-            c.line([a, a + (s*.42, -.06 + .07*i), a + (s*.88, -.02 + .16*i)], colour,
-                .012)
+            hair = [(0, 0), (s*.42, -.06 + .07*i), (s*.88, -.02 + .16*i)]
+            c.line(h(s*.24, .38 + .06*i, .8) + hair, colour, .012)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c6f1f587
 def _dog_muzzle(c, h, t, happy):
@@ -434,23 +419,23 @@ def _dog_muzzle(c, h, t, happy):
     root, tip = h(0, .16, .70), h(0, .26 + .24*t.muzzle, .72 + .62*t.muzzle)
     jowl, dark = .16*('jowls' in t.extra), _mix(t.snout, (10, 8, 8), .72)
     _mouth(c, t, tip, w, drop, happy)
-    half = [[root + (s*w*.80, -.20), root + (s*w*1.02, .15),
-             tip + (s*w*(1.05 + jowl), .12), tip + (s*w*(.88 + jowl), drop + jowl),
-             tip + (s*w*.35, drop + .02 + jowl*.6)] for s in (1, -1)]
-    c.part(half[0] + [tip + (0, drop*.82)] + half[1][::-1], t.snout, .006 + .03*t.fur,
+    def half(s): return [root + (s*w*.80, -.20), root + (s*w*1.02, .15),
+        tip + (s*w*(1.05 + jowl), .12), tip + (s*w*(.88 + jowl), drop + jowl),
+        tip + (s*w*.35, drop + .02 + jowl*.6)]
+    c.part([*half(1), tip + (0, drop*.82), *half(-1)[::-1]], t.snout, .006 + .03*t.fur,
         lambda tile: _muzzle_marks(tile, t, root, tip, w), shadow=.22,
         hair=(int(8 + 14*t.fur), (root + tip)/2, (w, .3), .08 + .1*t.fur, .06, root))
     c.line([tip, tip + (0, drop*.85)], dark, .03)
-    lift = -.10 if 'smile' in t.extra or happy else .04
-    for s in (-1, 1): c.line([tip + (0, drop*.82), tip + (s*w*.45, drop*1.0 + jowl*.7),
-                              tip + (s*w*.95, drop*.6 + lift + jowl)], dark, .032)
+    up = -.10 if 'smile' in t.extra or happy else .04
+    for s in (-1, 1): c.line(tip + [(0, drop*.82), (s*w*.45, drop + jowl*.7),
+        (s*w*.95, drop*.6 + up + jowl)], dark, .032)
     _dog_nose(c, tip + (0, -.06), .10 + .075*t.muzzle_width + .02*t.muzzle)
 
 def _dog_nose(c, top, n):
-    shape = _mirrored([(n, -n*.55), (n*.9, n*.35), (n*.3, n*.8)])
-    c.part([top + o for o in shape], (26., 22, 24), relief=.6, shadow=.15)
-    shine = _mix((26., 22, 24), (255, 255, 255), .45)
-    c.part((*(top + (-n*.25, -n*.25)), n*.35, n*.16, 0, 10), shine, relief=0)
+    shape, black = np.array([(1, -.55), (.9, .35), (.3, .8)])*n, (26, 22, 24)
+    c.part(list(top + _mirrored(shape.tolist())), black, relief=.6, shadow=.15)
+    shine = *(top - .25*n), n*.35, n*.16, 0, 10
+    c.part(shine, _mix(black, (255, 255, 255), .45), relief=0)
 
 # %% ../../nbs/engine/03_drawn.ipynb #5d0a7c15
 def _mouth(c, t, tip, w, drop, happy):
@@ -458,23 +443,22 @@ def _mouth(c, t, tip, w, drop, happy):
         _mix(t.snout, (20, 15, 15), .12), relief=.6, shadow=.2)
     lips = _mirrored([(w*.72, drop*.4), (w*.5, drop + .34)])
     tongue = _mirrored([(w*.42, drop*.6), (w*.40, drop + .44), (0, drop + .54)])
-    c.part([tip + o for o in lips], (70, 28, 32), relief=0)
-    c.part([tip + o for o in tongue], (226, 120, 128), relief=.6, shadow=0)
+    c.part(list(tip + lips), (70, 28, 32), relief=0)
+    c.part(list(tip + tongue), (226, 120, 128), relief=.6, shadow=0)
 
 def _muzzle_marks(tile, t, root, tip, w):
     if t.pattern == 'flecks':
-        _coat(tile, t, (tip[0] - w, tip[1] - .4, tip[0] + w, tip[1] + .3), 'head')
+        _coat(tile, t, (*(tip - (w, .4)), *(tip + (w, .3))), 'head')
     if t.pattern == 'tan': tile.fill([root + (-w*.5, -.5), root + (w*.5, -.5),
         tip + (w*.42, 0), tip + (-w*.42, 0)], t.base)
     for s in (-1, 1) if 'wrinkles' in t.extra else ():
-        wrinkle = [root + (s*w*.3, -.12), root + (s*w*.8, .05)]
+        wrinkle = root + [(s*w*.3, -.12), (s*w*.8, .05)]
         tile.line(wrinkle, _mix(t.snout, (0, 0, 0), .3), .03)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c5a2b0af
 def _long_face_hair(c, h, t):
     def tuft(p, shape, rough, n, spread, length=.4, shadow=.3):
-        if isinstance(shape, list): shape = [p + o for o in shape]
-        else: shape = (*p, *shape)
+        shape = list(p + shape) if isinstance(shape, list) else (*p, *shape)
         c.part(shape, _pale(t, .35), rough, shadow=shadow,
             hair=(n, p, spread, length, .13, p - (0, .9)))
     w, p = .30 + .26*t.muzzle_width, h(0, .26 + .24*t.muzzle + .26, .6 + .5*t.muzzle)
@@ -486,24 +470,24 @@ def _long_face_hair(c, h, t):
         tuft(h(0, -.86, .2), (.46, .26), .09, 20, (.4, .2), .25, .2)
     for s in (-1, 1) if 'brows' in t.extra else ():
         tuft(h(s*.36, -.34, .8), (.24, .13, -.25*s), .08, 8, (.2, .1), .2, .25)
-    for s in (-1, 1) if 'brows' in t.light else ():
-        c.part((*h(s*.34, -.38, .8), .10, .085), t.second, relief=.4, shadow=0)
+    for p in h.both(.34, -.38, .8) if 'brows' in t.light else ():
+        c.part((*p, .10, .085), t.second, relief=.4, shadow=0)
     if 'bow' in t.extra: _bow(c, h(0, -1.0, .2), .20, t.bow)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c094b254
+# %% ../../nbs/engine/03_drawn.ipynb #ca9cc7af
 def _draw_head(c, t, yaw, pitch, mood, happy):
-    h, standing = _Head(t, yaw, pitch), t.ear in ('pricked', 'rounded')
+    h, erect = _Head(t, yaw, pitch), t.ear in ('pricked', 'rounded')
     if 'ruff' in t.extra or t.coat > .5: _ruff(c, h, t)
-    if standing: _pricked_ears(c, h, t)
-    hair = (int(16 + 34*t.fur), h(0, -.2, .2), (.85*t.head, .8), .10 + .22*t.fur, .07,
-        h(0, .1, .3))
+    if erect: _pricked_ears(c, h, t)
+    spread, length = (.85*t.head, .8), .10 + .22*t.fur
     c.part(_skull(h, t), t.base, .012 + .085*t.fur,
-        lambda tile: _face_marks(tile, h, t), shadow=.45, hair=hair)
+        lambda tile: _face_marks(tile, h, t), shadow=.45,
+        hair=(int(16 + 34*t.fur), h(0, -.2, .2), spread, length, .07, h(0, .1, .3)))
     _eyes(c, h, t, mood)
     if h.cat: _cat_muzzle(c, h, t)
-    if h.cat: _whiskers(c, h, t)
     else: _dog_muzzle(c, h, t, happy)
-    if not standing: _hanging_ears(c, h, t)
+    if h.cat and 'wrinkles' not in t.extra: _whiskers(c, h, t)
+    if not erect: _hanging_ears(c, h, t)
     _long_face_hair(c, h, t)
 
 # %% ../../nbs/engine/03_drawn.ipynb #5d0a7c16
@@ -522,12 +506,12 @@ def _bow(c, p, r, colour):
 def _trunk(c, t, shape, rough, box, tuft=.2, top=None):
     (x0, y0, x1, y1), flat = box, top is not None
     x, y, w, h = (x0 + x1)/2, (y0 + y1)/2, x1 - x0, y1 - y0
+    saddle = [(o, y, w*.30, h*.42) for o in (x0, x1)]
+    if flat: saddle = [(x, top, w*.40, h*.48)]
     def paint(tile):
         _coat(tile, t, box)
-        if 'saddle' in t.dark and 'silky' not in t.extra:
-            for o in () if flat else (x0, x1):
-                tile.soft((o, y, w*.30, h*.42), t.point, .10, .9)
-            if flat: tile.soft((x, top, w*.40, h*.48), t.point, .10, .95)
+        for o in saddle if 'saddle' in t.dark and 'silky' not in t.extra else ():
+            tile.soft(o, t.point, .10, .95 if flat else .9)
         if 'cap' in t.dark and flat:
             tile.fill(_blob(tile.rng, (x0 + x1)*.55, top, w*.2, h*.5, .05), t.point)
         if t.pattern == 'points': tile.soft((x, y1, w*.3, h*.2), _dark(t, .4), .3, .6)
@@ -537,14 +521,14 @@ def _trunk(c, t, shape, rough, box, tuft=.2, top=None):
 # %% ../../nbs/engine/03_drawn.ipynb #c7446707
 def _chest(c, t, p, w, h):
     if 'chest' not in t.light and t.coat <= .7: return
-    pale = t.second if 'chest' in t.light else _pale(t, .6)
+    pale, bib = 'chest' in t.light, _mirrored([(w, -.2), (w*.85, h*.5), (0, h)])
     hair = (int(10 + 30*t.fur), p + (0, h*.4), (w, h*.6), .15 + .25*t.fur, .06,
         p - (0, .6))
-    c.part([p + o for o in _mirrored([(w, -.2), (w*.85, h*.5), (0, h)])], pale,
-        .02 + .12*t.fur, relief=.6, shadow=0, tuft=.2, hair=hair)
+    c.part(list(p + bib), _pale(t, 1 if pale else .6), .02 + .12*t.fur, relief=.6,
+        shadow=0, tuft=.2, hair=hair)
 
 def _leg(c, t, points, r, far=False):
-    points, black = np.asarray(points, float), (0, 0, 0)
+    points, black = np.array(points), (0, 0, 0)
     foot, p = _mix(t.feet, black, .12*far), points[-1] + (0, r*.15)
     def paint(tile):
         _coat(tile, t, (*(points.min(0) - r), *(points.max(0) + r)), 'leg')
@@ -552,34 +536,33 @@ def _leg(c, t, points, r, far=False):
     tube = _limb(points, np.linspace(1.15, .85, len(points))*r)
     c.part(tube, _mix(t.back, black, .16*far), .01 + .06*t.fur, paint, shadow=.25)
     c.part((*p, r*1.28, r*.80), foot, .01 + .03*t.fur, shadow=.25)
-    for x in () if far else (-.35, .35):
-        toe = [p + (x*r, r*.12), p + (x*r*1.1, r*.62)]
+    for x in () if far else (-.35*r, .35*r):
+        toe = p + [(x, r*.12), (x*1.1, r*.62)]
         c.line(toe, _mix(foot, black, .45), .028)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c228d6d1
 def _tail_line(t, p, rng):
-    if t.tail == 'bob': by = [(.25, -.2)]
-    elif t.tail == 'curl': by = [(.35, -.5), (.1, -.95), (-.30, -.75), (-.25, -.4)]
-    else:
-        up = rng.uniform(-1.3, .3)
-        by = [(.6, .1), (1.1, -.2 + .3*up), (1.25, up)]
-    return np.array([p, *(p + o for o in by)])
+    if t.tail == 'bob': return p + [(0, 0), (.25, -.2)]
+    if t.tail == 'curl':
+        return p + [(0, 0), (.35, -.5), (.1, -.95), (-.30, -.75), (-.25, -.4)]
+    up = rng.uniform(-1.3, .3)
+    return p + [(0, 0), (.6, .1), (1.1, -.2 + .3*up), (1.25, up)]
 
-def _draw_tail(c, t, p):
-    points = _tail_line(t, p, c.rng)
-    marked = t.pattern in ('tabby', 'spots', 'rosettes')
-    r = dict(thin=.10, thick=.17, plume=.20, curl=.17, bob=.13)[t.tail]*(1 + .6*t.fur)
-    tip = t.point if marked or t.pattern in ('points', 'ticked') else t.back
+def _draw_tail(c, t, *root):
+    points = _tail_line(t, np.array(root), c.rng)
+    ringed = t.pattern in ('tabby', 'spots', 'rosettes')
+    tip = t.point if ringed or t.pattern in ('points', 'ticked') else t.back
     if 'blaze' in t.light or 'chest' in t.light and t.species == 'dog': tip = t.second
     def paint(tile):
         tile.soft((*points[-1], .42, .42), tip, .1)
-        for a,b in zip(points, points[1:]) if marked else ():
-            tile.fill((*((a + b)/2), .07, .3), t.point)
+        for p in (points[:-1] + points[1:])/2 if ringed else ():
+            tile.fill((*p, .07, .3), t.point)
+    r = dict(thin=.10, thick=.17, plume=.20, curl=.17, bob=.13)[t.tail]*(1 + .6*t.fur)
     width = np.interp(np.linspace(0, 1, len(points)), [0, .6, 1], [r, r*1.15, r*.7])
     colour = _dark(t, .9) if 'tail' in t.dark else t.back
     c.part(_limb(points, width), colour, .015 + .13*t.fur, paint, shadow=.2)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c82c2d4a
+# %% ../../nbs/engine/03_drawn.ipynb #c558046c
 def _bust(c, t):
     b = .75 + .45*t.size + .12*t.fur
     half = [(.55, .2), (.80*b, .9), (1.25*b, 1.7), (1.45*b, 3.4)]
@@ -587,17 +570,17 @@ def _bust(c, t):
     _chest(c, t, np.array([0., 1.15]), .5*b, 1.7)
 
 def _sit(c, t):
-    b, y = .62 + .42*t.size + .10*t.fur, 2.5 + .75*t.legs
+    b, y, rough = .62 + .42*t.size + .10*t.fur, 2.5 + .75*t.legs, .012 + .09*t.fur
     c.ground_shadow(.1, y + .12, 1.75*b, .22)
-    _draw_tail(c, t, np.array([.85*b, y - .25]))
-    for s in (-1, 1):
-        _trunk(c, t, (s*.92*b, y - .50, .58*b, .62), .012 + .09*t.fur,
-            (s*.92*b - .5, y - 1.1, s*.92*b + .5, y), .16)
-        c.part((s*1.08*b, y + .02, .36, .19), t.feet)
+    _draw_tail(c, t, .85*b, y - .25)
+    for x in (-.92*b, .92*b):
+        thigh = (x, y - .50, .58*b, .62)
+        _trunk(c, t, thigh, rough, (x - .5, y - 1.1, x + .5, y), .16)
+        c.part((x*1.08/.92, y + .02, .36, .19), t.feet)
     half = [(.52, .3), (.78*b, 1.0), (.98*b, 1.9), (1.02*b, y - .5), (.6*b, y - .1)]
     _trunk(c, t, _mirrored(half), .012 + .10*t.fur, (-b, .4, b, y - .1))
-    for s in (-1, 1): _leg(c, t, [(s*.40*b, 1.75), (s*.36*b, y - .6), (s*.36*b, y)],
-        .21 + .07*t.size)
+    for x in (-b, b):
+        _leg(c, t, [(.40*x, 1.75), (.36*x, y - .6), (.36*x, y)], .21 + .07*t.size)
     _chest(c, t, np.array([0., 1.0]), .46*b, 1.3)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c367dee1
@@ -605,49 +588,51 @@ def _lie(c, t):
     b = .66 + .38*t.size + .10*t.fur
     y = 1.55 + .25*b
     c.ground_shadow(1.4*b, y + .08, 2.7*b, .22)
-    _draw_tail(c, t, np.array([3.1*b, y - .35]))
-    _trunk(c, t, [(-.4, .2), (.5, .05), (1.6*b, -.05*b + .35), (2.7*b, .35),
-        (3.4*b, y - .55), (3.2*b, y), (0, y + .05), (-.7*b, y - .3), (-.7*b, .8)],
-        .012 + .10*t.fur, (-.6, .1, 3.3*b, y), top=.2)
-    _trunk(c, t, (2.65*b, y - .45, .66*b, .56), .01 + .07*t.fur,
-        (2*b, y - 1, 3.3*b, y), .16)
+    _draw_tail(c, t, 3.1*b, y - .35)
+    back = [(-.4, .2), (.5, .05), (1.6*b, -.05*b + .35), (2.7*b, .35), (3.4*b, y - .55),
+        (3.2*b, y), (0, y + .05), (-.7*b, y - .3), (-.7*b, .8)]
+    _trunk(c, t, back, .012 + .10*t.fur, (-.6, .1, 3.3*b, y), top=.2)
+    thigh = 2.65*b, y - .45, .66*b, .56
+    _trunk(c, t, thigh, .01 + .07*t.fur, (2*b, y - 1, 3.3*b, y), .16)
     c.part((2.2*b, y + .02, .42, .18), t.feet)
     _chest(c, t, np.array([-.05, .95]), .45*b, 1.0)
-    for x in (.45, -.35): _leg(c, t, [(x + .25, y - .35), (x - .2, y - .02),
-        (x - .65, y + .06)], .21 + .06*t.size)
+    for x in (.45, -.35):
+        leg = [(x + .25, y - .35), (x - .2, y - .02), (x - .65, y + .06)]
+        _leg(c, t, leg, .21 + .06*t.size)
 
-# %% ../../nbs/engine/03_drawn.ipynb #c36e24d3
+# %% ../../nbs/engine/03_drawn.ipynb #8464b49c
 def _stand(c, t):
     b, top = .62 + .34*t.size + .08*t.fur, .55
-    belly, back = .55 + 1.35*b, 1.0 + 2.55*b
-    floor = belly + (.35 + 1.25*t.legs) - .1
+    belly, end = .55 + 1.35*b, 1.0 + 2.55*b
+    floor = belly + .25 + 1.25*t.legs
     knee = (belly + floor)/2
-    c.ground_shadow(back/2, floor + .08, back*.66, .22)
-    for x in (.75, back - .75): _leg(c, t, [(x + .2, belly - .5), (x + .22, knee),
-        (x + .1, floor - .12)], .19 + .06*t.size, far=True)
-    _draw_tail(c, t, np.array([back - .05, top + .3]))
-    _trunk(c, t, [(-.35, .1), (.6, .05), (1.2, top - .05), (back - .7, top - .12),
-        (back + .05, top + .25), (back + .12, belly - .35), (back - .7, belly - .12),
-        (1.3, belly + .05), (.2, belly), (-.32, 1.0)], .012 + .10*t.fur,
-        (-.2, .2, back, belly), top=top)
-    for x in (.40, back - .38): _leg(c, t, [(x, belly - .55), (x - .04, knee),
-        (x - .12, floor)], .20 + .07*t.size)
+    c.ground_shadow(end/2, floor + .08, end*.66, .22)
+    for x in (.75, end - .75):
+        leg = [(x + .2, belly - .5), (x + .22, knee), (x + .1, floor - .12)]
+        _leg(c, t, leg, .19 + .06*t.size, far=True)
+    _draw_tail(c, t, end - .05, top + .3)
+    back = [(-.35, .1), (.6, .05), (1.2, top - .05), (end - .7, top - .12),
+        (end + .05, top + .25), (end + .12, belly - .35), (end - .7, belly - .12),
+        (1.3, belly + .05), (.2, belly), (-.32, 1.0)]
+    _trunk(c, t, back, .012 + .10*t.fur, (-.2, .2, end, belly), top=top)
+    for x in (.40, end - .38):
+        leg = [(x, belly - .55), (x - .04, knee), (x - .12, floor)]
+        _leg(c, t, leg, .20 + .07*t.size)
     _chest(c, t, np.array([.05, .95]), .36*b, .9*b)
 
-# %% ../../nbs/engine/03_drawn.ipynb #cd01b14f
-_poses = dict(portrait=(_bust, (-1.35, -1.55, 1.35, 1.75)),
-    sitting=(_sit, (-1.6, -1.6, 1.7, 3.5)), lying=(_lie, (-1.5, -1.6, 3.9, 2.2)),
-    standing=(_stand, (-1.3, -1.6, 4.0, 3.2)))
+# %% ../../nbs/engine/03_drawn.ipynb #cb7b5873
+_poses = dict(portrait=(_bust, -1.35, -1.55, 1.35, 1.75),
+    sitting=(_sit, -1.6, -1.6, 1.7, 3.5), lying=(_lie, -1.5, -1.6, 3.9, 2.2),
+    standing=(_stand, -1.3, -1.6, 4.0, 3.2))
 
 def _draw_animal(c, t, rng, pose):
-    (body, (x0, y0, x1, y1)), size = _poses[pose], np.array([c.w, c.h])
+    (body, x0, y0, x1, y1), size = _poses[pose], np.array([c.w, c.h])
     if t.ear_size > 1.3 and t.ear == 'pricked': y0 -= .3
-    fit = min(c.w/(x1 - x0), c.h/(y1 - y0))*rng.uniform(.74, 1.12)
-    flip = rng.choice([-1, 1])
+    fit, flip = min(size/(x1 - x0, y1 - y0))*rng.uniform(.74, 1.12), rng.choice([-1, 1])
     middle = np.array([(x0 + x1)/2*flip, (y0 + y1)/2])
     at = size/2 - fit*middle + rng.uniform(-.07, .07, 2)*size
     c.frame(*at, fit, flip=flip)
-    if pose != 'portrait': c.ground = float(c.px([(0, y1 - .35)])[0,1])
+    c.ground = .92*c.h if pose == 'portrait' else float(c.px([(0, y1 - .35)])[0,1])
     body(c, t)
     if rng.random() < .25: _collar(c, rng)
     turned = rng.random() >= .5
@@ -660,74 +645,72 @@ def _draw_animal(c, t, rng, pose):
 # %% ../../nbs/engine/03_drawn.ipynb #5d0a7c1c
 def _collar(c, rng):
     x, colour = np.linspace(-.78, .78, 9), rng.uniform(30, 230, 3)
-    top, low = (y + r*np.cos(x*1.6) for y,r in ((.86, .22), (1.06, .24)))
-    c.part(np.concatenate([np.stack([x, top], 1), np.stack([x, low], 1)[::-1]]),
-        _mix(colour, (200, 40, 50), .3), cover=0, shadow=.2)
+    edges = (.86, .22), (1.06, .24)
+    top, low = (np.stack([x, y + r*np.cos(x*1.6)], 1) for y,r in edges)
+    c.part(np.concatenate([top, low[::-1]]), _mix(colour, (200, 40, 50), .3), cover=0,
+        shadow=.2)
     if rng.random() < .6: c.part((0, 1.36, .13, .13), (226, 186, 70), cover=0)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c6011c7a
 def _background(size, rng):
     w, h = (max(24, round(96*o/max(size))) for o in size)
-    kind, im = rng.choice(list(_places)), Image.new('RGB', (w, h))
-    _places[kind](ImageDraw.Draw(im), w, h, rng)
+    place, im = _places[rng.choice(list(_places))], Image.new('RGB', (w, h))
+    place(ImageDraw.Draw(im), w, h, rng)
     im = im.filter(ImageFilter.GaussianBlur(float(rng.choice([.6, .8, 1.6, 3.]))))
     im = im.resize((size[0]//2, size[1]//2), Image.BILINEAR)
     return im.resize(size, Image.NEAREST)
 
-def _tint(rng, hue, sat, val):
-    h, s = (hue + rng.normal(0, .025)) % 1, min(1, max(0, sat + rng.normal(0, .06)))
-    return _ink(_hsv(h, s, min(1, max(.05, val + rng.normal(0, .08)))))
+def _tint(rng, *hsv):
+    h, s, v = (rng.uniform(*o) if isinstance(o, tuple) else o for o in hsv)
+    h, s, v = (h, s, v) + rng.normal(0, (.025, .06, .08))
+    return _ink(_hsv(h % 1, np.clip(s, 0, 1), np.clip(v, .05, 1)))
 
 # %% ../../nbs/engine/03_drawn.ipynb #5d0a7c1d
 def _room(d, w, h, rng):
-    wall = _tint(rng, rng.random(), rng.uniform(.05, .4), rng.uniform(.4, .9))
-    y = int(h*rng.uniform(.55, .85))
+    wall, y = _tint(rng, (0, 1), (.05, .4), (.4, .9)), int(h*rng.uniform(.55, .85))
     d.rectangle((0, 0, w, h), wall)
     if rng.random() < .4:
         for x in range(0, w, 8): d.rectangle((x, 0, x + 3, y), _ink(np.array(wall)*.94))
-    for _ in range(rng.integers(0, 3)): _framed(d, w, y, rng)
-    floor = _tint(rng, rng.choice([.07, .09, .6]), .4, rng.uniform(.35, .75))
+    for _ in range(rng.integers(0, 3)):
+        x, top, s = rng.integers((0, 0, 10), (w, max(1, y//2), 26))
+        d.rectangle((x, top, x + s, top + s*.8), _tint(rng, .08, .5, .35))
+        inside = x + 2, top + 2, x + s - 2, top + s*.8 - 2
+        d.rectangle(inside, _tint(rng, (0, 1), .4, .8))
+    floor = _tint(rng, rng.choice([.07, .09, .6]), .4, (.35, .75))
     d.rectangle((0, y, w, h), floor)
     d.rectangle((0, y - 2, w, y), _ink(np.array(wall)*1.12))
     for x in range(-w, 2*w, 14):
         d.line((w/2 + (x - w/2)*.6, y, x, h), _ink(np.array(floor)*.85))
-
-def _framed(d, w, y, rng):
-    x, t, s = (rng.integers(*o) for o in ((0, w), (0, max(1, y//2)), (10, 26)))
-    d.rectangle((x, t, x + s, t + s*.8), _tint(rng, .08, .5, .35))
-    inside = x + 2, t + 2, x + s - 2, t + s*.8 - 2
-    d.rectangle(inside, _tint(rng, rng.random(), .4, .8))
 
 # %% ../../nbs/engine/03_drawn.ipynb #c263f0ac
 def _lawn(d, w, h, rng):
     y = int(h*rng.uniform(.25, .65))
     d.rectangle((0, 0, w, y), _tint(rng, .56, .35, .9))
     for _ in range(8):
-        x, r = rng.uniform(0, w), rng.uniform(5, 16)
+        x, r = rng.uniform((0, 5), (w, 16))
         d.ellipse((x - r, y - r*1.1, x + r, y + r*.6), _tint(rng, .31, .5, .42))
     d.rectangle((0, y, w, h), _tint(rng, .27, .55, .58))
     for _ in range(220):
-        x, v = rng.uniform(0, w), rng.uniform(y, h)
+        x, v = rng.uniform((0, y), (w, h))
         blade = x, v, x + rng.normal(0, 1.5), v - rng.uniform(2, 6)
         d.line(blade, _tint(rng, .26, .55, .6))
 
-def _fade(d, w, h, top, low):
-    for y in range(h): d.line((0, y, w, y), _ink(_mix(top, low, y/h)))
-
-def _meadow_sky(d, w, h, rng):
+def _sky(d, w, h, rng):
     _fade(d, w, h, _tint(rng, .58, .5, .85), _tint(rng, .55, .15, .97))
     for _ in range(6):
-        x, y, r = rng.uniform(0, w), rng.uniform(0, h*.6), rng.uniform(4, 11)
+        x, y, r = rng.uniform((0, 0, 4), (w, h*.6, 11))
         d.ellipse((x - 2*r, y - r*.6, x + 2*r, y + r*.6), (250, 250, 252))
     d.rectangle((0, h*.82, w, h), _tint(rng, .2, .4, .6))
 
 def _studio(d, w, h, rng):
-    top = _tint(rng, rng.random(), .25, .85)
-    _fade(d, w, h, top, _tint(rng, rng.random(), .3, .5))
+    _fade(d, w, h, _tint(rng, (0, 1), .25, .85), _tint(rng, (0, 1), .3, .5))
+
+def _fade(d, w, h, top, low):
+    for y in range(h): d.line((0, y, w, y), _ink(_mix(top, low, y/h)))
 
 # %% ../../nbs/engine/03_drawn.ipynb #c8c4661b
 def _blanket(d, w, h, rng):
-    a, b = (_tint(rng, rng.random(), rng.uniform(.1, .6), v) for v in (.7, .6))
+    a, b = (_tint(rng, (0, 1), (.1, .6), v) for v in (.7, .6))
     d.rectangle((0, 0, w, h), a)
     step, slant = int(rng.integers(8, 22)), rng.uniform(-.4, .4)*h
     for x in range(-h, w + h, step):
@@ -738,72 +721,68 @@ def _blanket(d, w, h, rng):
             d.line((0, y, w, y + slant/h*20), _ink(_mix(a, b, .6)), 3)
 
 def _bokeh(d, w, h, rng):
-    backdrop = rng.random(), rng.uniform(.1, .5), rng.uniform(.2, .7)
-    d.rectangle((0, 0, w, h), _tint(rng, *backdrop))
+    d.rectangle((0, 0, w, h), _tint(rng, (0, 1), (.1, .5), (.2, .7)))
     for _ in range(26):
-        x, y, r = rng.uniform(0, w), rng.uniform(0, h), rng.uniform(3, 13)
-        colour = _tint(rng, rng.random(), .35, rng.uniform(.3, .9))
-        d.ellipse((x - r, y - r, x + r, y + r), colour)
+        x, y, r = rng.uniform((0, 0, 3), (w, h, 13))
+        d.ellipse((x - r, y - r, x + r, y + r), _tint(rng, (0, 1), .35, (.3, .9)))
 
 # %% ../../nbs/engine/03_drawn.ipynb #c475ac3d
 def _shelf(d, w, h, rng):
     d.rectangle((0, 0, w, h), _tint(rng, .08, .4, .3))
     y = 0
     while y < h:
-        x, tall = 0, int(rng.integers(18, 30))
+        x, low = 0, y + int(rng.integers(18, 30))
         while x < w:
-            wide, low = int(rng.integers(2, 9)), int(rng.integers(0, 7))
-            book = x, y + low, x + wide - 1, y + tall - 3
-            d.rectangle(book, _tint(rng, rng.random(), .5, .65))
+            wide, top = rng.integers((2, 0), (9, 7)).tolist()
+            book = x, y + top, x + wide - 1, low - 3
+            d.rectangle(book, _tint(rng, (0, 1), .5, .65))
             x += wide
-        d.rectangle((0, y + tall - 3, w, y + tall), _tint(rng, .08, .5, .5))
-        y += tall
+        d.rectangle((0, low - 3, w, low), _tint(rng, .08, .5, .5))
+        y = low
 
-_places = dict(room=_room, lawn=_lawn, sky=_meadow_sky, blanket=_blanket, bokeh=_bokeh,
+_places = dict(room=_room, lawn=_lawn, sky=_sky, blanket=_blanket, bokeh=_bokeh,
     shelf=_shelf, studio=_studio)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c2ee430e
 def _ball(c, rng, w, h):
     r, x = .07*min(w, h)*rng.uniform(.8, 1.4), rng.uniform(.1, .9)*w
     y, colour = min(h - r*.8, c.ground), rng.uniform(40, 240, 3)
-    stripe, pale = _ellipse(x - r*.7, y, r, r), _mix(colour, (255,)*3, .6)
+    stripe, pale = _ellipse(x - r*.7, y, r, r), _mix(colour, (255, 255, 255), .6)
     c.part((x, y, r, r), colour, 0, lambda o: o.line(stripe, pale, r*.15), cover=0)
 
 def _grass(c, rng, w, h):
     for x in rng.uniform(0, w, 46):
         tip = x + rng.normal(0, .03)*w, h*(1 - rng.uniform(.05, .24))
-        blade = np.array([(x, h), (x + .012*w, h), tip])
-        c.fill(blade, _tint(rng, .27, .6, .5))
+        c.fill(np.array([(x, h), (x + .012*w, h), tip]), _tint(rng, .27, .6, .5))
 
 def _edge(c, rng, w, h):
     y = h*rng.uniform(.80, .93)
-    edge = [(-9, y), (w/2, y + rng.normal(0, .03)*h),
-        (w + 9, y + rng.normal(0, .05)*h), (w + 9, h + 9), (-9, h + 9)]
-    c.part(np.array(edge), rng.uniform(50, 220, 3), cover=0)
+    middle, right = y + h*rng.normal(0, (.03, .05))
+    shape = [(-9, y), (w/2, middle), (w + 9, right), (w + 9, h + 9), (-9, h + 9)]
+    c.part(np.array(shape), rng.uniform(50, 220, 3), cover=0)
 
-# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c20
 def _leaf(c, rng, w, h):
     x, y = rng.choice([0., 1.])*w, rng.uniform(.2, 1)*h
     leaf = x, y, .22*w, .10*h, rng.uniform(-1, 1)
     c.soft(leaf, _tint(rng, .3, .5, .4), blur=18, strength=.961, k=12, rim=1)
 
+# %% ../../nbs/engine/03_drawn.ipynb #5d0a7c20
 def _foreground(c, rng):
-    kinds = [None, _ball, _grass, _edge, _leaf]
-    draw = kinds[rng.choice(5, p=[.5, .14, .12, .12, .12])]
+    draw = rng.choice([None, _ball, _grass, _edge, _leaf], p=[.5, .14, .12, .12, .12])
     c.frame(0, 0, 1)
     if draw: draw(c, rng, c.w, c.h)
 
 # %% ../../nbs/engine/03_drawn.ipynb #c97797b7
 @functools.cache
 def _fur_texture(kind, side=768):
-    rng = np.random.default_rng(dict(short=1, long=2, grain=3)[kind])
-    noise = np.clip(128 + 42*rng.standard_normal((side, side)), 0, 255)
-    noise = Image.fromarray(noise.astype(np.uint8))
+    seed, flat = dict(short=(1, 7), long=(2, 22), grain=(3, 1))[kind]
+    noise = 128 + 42*np.random.default_rng(seed).standard_normal((side, side))
+    noise = Image.fromarray(noise.clip(0, 255).astype(np.uint8))
     if kind == 'grain': return noise
-    strip = noise.crop((0, 0, side//2, side//dict(short=7, long=22)[kind]))
+    strip = noise.crop((0, 0, side//2, side//flat)).resize((side, side), Image.BICUBIC)
     y, x = np.mgrid[:side, :side]
     x = (x + 9*np.sin(y/41.)).astype(int) % side
-    return Image.fromarray(np.asarray(strip.resize((side, side), Image.BICUBIC))[y, x])
+    return Image.fromarray(np.asarray(strip)[y, x])
 
 def _texture(kind, size, rng, strength):
     t = _fur_texture(kind)
@@ -841,7 +820,6 @@ def draw_pet(
     if pose is None: pose = rng.choice(list(_poses), p=[.46, .24, .16, .14])
     k = 2*np.clip(.75*max(size), 170, 350)/max(size)
     c = _Canvas(_background(tuple(max(16, int(o*k)//2*2) for o in size), rng), rng)
-    c.ground = .92*c.h
     _draw_animal(c, t, rng, pose)
     _foreground(c, rng)
     return _finish(c, size, rng, t)
@@ -867,8 +845,8 @@ def _finish(c, size, rng, t):
     light = ImageChops.add(_light(c, size, rng), Image.merge('RGB', (fur,)*3), 1, -128)
     im = ImageChops.hard_light(im, light)
     if rng.random() < .3:
-        radius = rng.uniform(.3, max(.4, .0035*max(size)))
-        im = im.filter(ImageFilter.BoxBlur(float(radius)))
+        blur = rng.uniform(.3, max(.4, .0035*max(size)))
+        im = im.filter(ImageFilter.BoxBlur(float(blur)))
     if rng.random() >= .3: return im
     grain = [_texture('grain', size, rng, rng.uniform(.1, .4)) for _ in range(3)]
     return ImageChops.add(im, Image.merge('RGB', grain), 1, -128)
@@ -878,23 +856,26 @@ _syllables = 'ba be do fa ga ha ka ki lo lu ma mi na no pa ra ri sa so ta to va 
 _patterns = dict(
     cat='solid ticked rosettes points spots tabby mask cap patches saddle brindle',
     dog='solid patches saddle mask flecks cap hood tan wolf brindle spots')
+_ears = dict(cat='pricked rounded', dog='pricked rose button dropped feathered')
 _light_parts = """- feet muzzle+chest chest muzzle+blaze muzzle+blaze+chest+feet
     muzzle+cheeks+chest chest+feet muzzle+brows+chest+feet"""
+
+def _pick(rng, words): return str(rng.choice(words.split()))
 
 def _invented_name(rng, species):
     name = ''.join(rng.choice(_syllables.split(), rng.integers(2, 4)))
     if species == 'cat': return name.capitalize()
-    return f"{name}_{rng.choice(['hound', 'terrier', 'spitz', 'spaniel'])}"
+    return f"{name}_{_pick(rng, 'hound terrier spitz spaniel')}"
 
 # %% ../../nbs/engine/03_drawn.ipynb #5d0a7c22
 def _coat_colour(rng):
-    hue, sat, val = rng.uniform(.03, .12), rng.uniform(.05, .75), rng.uniform(.12, .95)
-    if rng.random() < .25: hue, sat = rng.uniform(.55, .65), rng.uniform(0, .18)
+    hue, sat, val = rng.uniform((.03, .05, .12), (.12, .75, .95))
+    if rng.random() < .25: hue, sat = rng.uniform((.55, 0), (.65, .18))
     return _hsv(hue, sat if val < .85 else min(sat, .5), val)
 
 def _eye_colour(rng, cat):
     if not cat: return _hex(np.array([80, 50, 28.])*rng.uniform(.6, 1.5))
-    return _hex(_hsv(rng.uniform(.08, .62), rng.uniform(.4, .8), rng.uniform(.55, .9)))
+    return _hex(_hsv(*rng.uniform((.08, .4, .55), (.62, .8, .9))))
 
 def _extras(rng, cat, coat):
     extra = ['ruff'] if coat > .7 and rng.random() < .6 else []
@@ -903,22 +884,23 @@ def _extras(rng, cat, coat):
     extra += [] if cat else [e for e,p in chance.items() if rng.random() < p]
     return '+'.join(extra) or '-'
 
-# %% ../../nbs/engine/03_drawn.ipynb #ce3ae213
+# %% ../../nbs/engine/03_drawn.ipynb #4939a80c
 def _invent(rng):
-    cat, pick, some = rng.random() < .4, lambda *a: a[rng.integers(len(a))], rng.uniform
+    "Values in the order in which they are sampled"
+    cat, round2 = rng.random() < .4, lambda *a: np.round(rng.uniform(*a), 2).tolist()
     species, base = 'cat' if cat else 'dog', _coat_colour(rng)
-    coat = pick(.05, .12, .15, .2, .4, .6, .8, .95, 1.)
-    ears = 'pricked rounded' if cat else 'pricked rose button dropped feathered'
-    ear, extra = pick(*ears.split()), _extras(rng, cat, coat)
-    row = dict(pattern=pick(*_patterns[species].split()), base=_hex(base),
-        second=_hex(_mix(base, (255, 250, 240), some(.4, 1))),
-        point=_hex(base*some(.15, .6)), light=pick(*_light_parts.split()),
-        coat=coat, ear=ear, ear_size=some(.55, 1.6), muzzle=some(0, .45 if cat
-        else .95), muzzle_width=some(.36, .56 if cat else .95), head=some(.82, 1.2),
-        jaw=some(.34, .95), eye=_eye_colour(rng, cat), eye_size=some(.8, 1.35),
-        size=some(.28, 1.2), legs=some(.35, 1.2),
-        tail=pick(*'thin thick plume curl bob'.split()), extra=extra, species=species)
-    return {k: round(v, 2) if isinstance(v, float) else v for k,v in row.items()}
+    coat = float(rng.choice([.05, .12, .15, .2, .4, .6, .8, .95, 1.]))
+    ear, extra = _pick(rng, _ears[species]), _extras(rng, cat, coat)
+    row = dict(coat=coat, ear=ear, extra=extra, species=species, base=_hex(base),
+        pattern=_pick(rng, _patterns[species]),
+        second=_hex(_mix(base, (255, 250, 240), rng.uniform(.4, 1))),
+        point=_hex(base*rng.uniform(.15, .6)), light=_pick(rng, _light_parts))
+    shape = 'ear_size muzzle muzzle_width head jaw'.split()
+    high = 1.6, .45 if cat else .95, .56 if cat else .95, 1.2, .95
+    row |= zip(shape, round2((.55, 0, .36, .82, .34), high))
+    row |= dict(eye=_eye_colour(rng, cat))
+    row |= zip(('eye_size', 'size', 'legs'), round2((.8, .28, .35), (1.35, 1.2, 1.2)))
+    return row | dict(tail=_pick(rng, 'thin thick plume curl bob'))
 
 # %% ../../nbs/engine/03_drawn.ipynb #cb9ac656
 def _trait_distance(a, b):
@@ -940,8 +922,8 @@ def invented_traits(
         name = _invented_name(rng, row['species'])
         far = min(_trait_distance(row, o) for o in real.values()) >= away
         if far and name not in {*rows, *real}: rows[name] = row
-    rows = pd.DataFrame.from_dict(rows, orient='index')
-    return rows[breed_traits.columns].rename_axis('breed')
+    rows = pd.DataFrame.from_dict(rows, orient='index', columns=breed_traits.columns)
+    return rows.rename_axis('breed')
 
 # %% ../../nbs/engine/03_drawn.ipynb #c7b99820
 def _image_seed(seed, breed, n):
@@ -952,8 +934,8 @@ def _image_size(rng):
     aspect = rng.choice([4/3, 4/3, 4/3, 3/4, 3/4, 3/2, 2/3, 1., 1.2, 16/10])
     longer = [rng.uniform(300, 400), 500, rng.uniform(400, 700)]
     long = rng.choice(longer, p=[.45, .35, .2])
-    size = (long, long/aspect) if aspect >= 1 else (long*aspect, long)
-    return tuple(int(np.clip(o, 200, 700)) for o in size)
+    size = np.multiply(long, (min(1, aspect), min(1, 1/aspect)))
+    return tuple(int(o) for o in size.clip(200, 700))
 
 # %% ../../nbs/engine/03_drawn.ipynb #5d0a7c24
 _traps = ['gif', 'png', 'png', 'png', 'trailing_bytes', 'trailing_bytes']
@@ -964,8 +946,8 @@ def _draw_one(job):
     im, quality = draw_pet(row, seed, _image_size(rng)), int(rng.integers(68, 95))
     if kind == 'gif': im.convert('P', palette=Image.Palette.ADAPTIVE).save(path, 'GIF')
     elif kind == 'png':
-        im = im.convert('RGBA').resize((im.width//2, im.height//2))
-        im.save(path, 'PNG', compress_level=3)
+        im.convert('RGBA').resize((im.width//2, im.height//2)).save(path, 'PNG',
+            compress_level=3)
     else: im.save(path, 'JPEG', quality=quality)
     if kind == 'trailing_bytes':
         with open(path, 'ab') as f: f.write(b'\x00\xff'*37 + b'left over by an editor')
