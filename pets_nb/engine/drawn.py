@@ -952,7 +952,6 @@ def _draw_one(job):
     if kind == 'trailing_bytes':
         with open(path, 'ab') as f: f.write(b'\x00\xff'*37 + b'left over by an editor')
 
-# %% ../../nbs/engine/03_drawn.ipynb #cbbecf31
 def _plan(s, traits):
     "From the name of each image to its row, seed and kind of trap"
     numbers = range(1, s['n_per_breed'] + 1)
