@@ -182,6 +182,20 @@ def test_sidebar_has_every_notebook_once():
     chapter = [o for o in listed if re.match(r'\d', o)]
     assert chapter==sorted(chapter), 'the chapter is listed in its order, a lettered notebook after its number'
 
+def test_lessons_have_one_number_and_name():
+    "In the sidebar, which Quarto's links to the previous and next page repeat, and on the first page"
+    titles = {name_of(o): frontmatter(processed()/name_of(o))['title'] for o in notebooks() if re.match(r'\d\d_', name_of(o))}
+    wanted = {o: f'{int(o[:2])} · {title}' for o,title in titles.items()}
+    def named(contents):
+        for o in contents:
+            if 'contents' in o: yield from named(o['contents'])
+            elif 'text' in o: yield o['href'],o['text']
+    groups = config()[1]['website']['sidebar']['contents']
+    assert dict(named(groups))==wanted
+    assert [o['section'][:3] for o in groups if 'section' in o]==['1 ·', '2 ·', '3 ·', '4 ·', 'Ref']
+    first = '\n'.join(c.source for c in cells(NBS/'index.ipynb') if c.cell_type=='markdown')
+    assert {o[2]: f'{o[0]} · {o[1]}' for o in re.findall(r'^\| (\d+) · \[(.+?)\]\((.+?)\)', first, re.M)}==wanted
+
 def test_llms_txt_has_every_page():
     text = (NBS/'llms.txt').read_text(encoding='utf-8')
     assert sorted(re.findall(rf'\]\({SITE}/(.+?)\): \S', text))==sorted(pages()), 'run .ci/readme'

@@ -112,6 +112,25 @@ def test_the_keyboard_moves_what_is_shown(page):
     assert f'{-math.log(torch.tensor([.6,.1,-1.4]).softmax(0)[0]):.2f}' in said, said
     assert page.evaluate('document.documentElement.scrollWidth')<=390 and page.found==[]
 
+# How tall the smallest text of a figure is on the screen, and which of its texts overlap or leave its box
+TEXTS = '''o => {
+  const texts = [...o.querySelectorAll('svg text')], box = o.getBoundingClientRect(), shown = texts.map(e => e.getBoundingClientRect())
+  const scale = o.querySelector('svg').getScreenCTM().a, found = []
+  texts.forEach((e, i) => {
+    if (shown[i].left < box.left || shown[i].right > box.right) found.push(`${e.textContent} leaves the box`)
+    texts.slice(0, i).forEach((f, j) => { const a = shown[i], b = shown[j], h = (a.bottom - a.top) / 4 // the letters are less tall than their line
+      if (a.left < b.right && b.left < a.right && a.top + h < b.bottom - h && b.top + h < a.bottom - h) found.push(`${e.textContent} on ${f.textContent}`) }) })
+  return [Math.min(...texts.map(e => parseFloat(getComputedStyle(e).fontSize) * scale)), found] }'''
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_text_is_large_enough_on_a_telephone(page, kind):
+    page.add_style_tag(content='body { margin: 0 } main { padding: 0 24px }') # Quarto's margins at 390 px
+    box = page.locator(f'[data-figure={kind}]')
+    for at in (None, 'ArrowLeft', 'ArrowRight'):
+        if at: box.locator('input').first.focus(); [page.keyboard.press(at) for _ in range(8)]
+        size,found = box.evaluate(TEXTS)
+        assert size>=12 and not found, (size, found)
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_the_lesson_has_its_figure(kind):
     text = (NBS/f'{KINDS[kind]}.ipynb').read_text(encoding='utf-8')

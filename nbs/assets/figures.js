@@ -71,12 +71,12 @@
         v => { const a = of(v); return `Probabilities ${math.softmax(a).map(f2).join(', ')}; loss −log ${f2(math.softmax(a)[0])} = ${f2(math.crossEntropy(a, 0))}; gradient p − y: ${math.gradient(a, 0).map(f2).join(', ')}.` },
         (svg, v) => {
           const p = math.softmax(of(v)), g = math.gradient(of(v), 0)
-          write(svg, 150, 22, 'probability p'); write(svg, 420, 22, 'gradient p − y'); rule(svg, 520, 35, 520, 250)
+          write(svg, 170, 22, 'probability p'); write(svg, 420, 22, 'gradient p − y'); rule(svg, 520, 35, 520, 250)
           names.forEach((o, i) => { const y = 45 + 70 * i
             write(svg, 0, y + 28, o)
-            el(svg, 'rect', {x: 150, y, width: 180 * p[i], height: 40, fill: COLOURS[i ? 0 : 1]}); write(svg, 156 + 180 * p[i], y + 27, f2(p[i]))
+            el(svg, 'rect', {x: 170, y, width: 160 * p[i], height: 40, fill: COLOURS[i ? 0 : 1]}); write(svg, 176 + 160 * p[i], y + 29, f2(p[i]))
             el(svg, 'rect', {x: 520 + Math.min(0, g[i]) * 100, y, width: Math.abs(g[i]) * 100, height: 40, fill: COLOURS[i ? 0 : 1], 'fill-opacity': .6})
-            write(svg, g[i] < 0 ? 528 : 512, y + 27, f2(g[i]), {'text-anchor': g[i] < 0 ? 'start' : 'end'}) }) }) },
+            write(svg, g[i] < 0 ? 528 : 512, y + 29, f2(g[i]), {'text-anchor': g[i] < 0 ? 'start' : 'end'}) }) }) },
     finder(box) {
       const rules = ['minimum', 'steep', 'valley', 'slide'], of = v => { const [lrs, l] = math.sweep(100, v.centre, v.depth, v.noise); return [lrs, math.smooth(l)] }
       build(box, 'Change the curve: which rate does each of the four rules pick?',
@@ -98,14 +98,14 @@
         [['high', 'Highest rate of the head', -4, -1, .1, -2.7, shown], ['spread', 'Head : early layers', 1, 1000, 1, 100, o => String(o)], ['pct', 'Turning point', .05, .95, .05, .25], ['pos', 'Position in training', 0, 1, .01, .25]],
         v => `At ${Math.round(100 * v.pos)}% of the training: ${at(v, v.pos).map((o, i) => `${groups[i]} ${power(o)}`).join('; ')}.`,
         (svg, v) => {
-          const low = -11, x = o => 60 + 440 * o, y = o => 225 - 200 * (Math.max(Math.log10(o), low) - low) / (-.8 - low)
-          rule(svg, 60, 225, 500, 225); rule(svg, x(v.pos), 20, x(v.pos), 225)
-          for (let e = -10; e <= -2; e += 2) write(svg, 50, y(10 ** e) + 5, `1e${e}`.replace('-', '−'), {'text-anchor': 'end', 'font-size': 15})
-          write(svg, 280, 250, 'position in training', {'text-anchor': 'middle', 'font-size': 15})
+          const low = -11, x = o => 76 + 380 * o, y = o => 225 - 200 * (Math.max(Math.log10(o), low) - low) / (-.8 - low)
+          rule(svg, 76, 225, 456, 225); rule(svg, x(v.pos), 20, x(v.pos), 225)
+          for (let e = -10; e <= -2; e += 2) write(svg, 68, y(10 ** e) + 6, `1e${e}`.replace('-', '−'), {'text-anchor': 'end', 'font-size': 15})
+          write(svg, 266, 252, 'position in training', {'text-anchor': 'middle', 'font-size': 15})
           groups.forEach((o, i) => {
             curve(svg, Array.from({length: 201}, (_, k) => [x(k / 200), y(at(v, k / 200)[i])]), COLOURS[i])
             el(svg, 'circle', {cx: x(v.pos), cy: y(at(v, v.pos)[i]), r: 6, fill: COLOURS[i]})
-            el(svg, 'rect', {x: 508, y: 146 - 36 * i - 13, width: 14, height: 14, fill: COLOURS[i]}); write(svg, 526, 146 - 36 * i, o, {'font-size': 16}) }) }) } }
+            el(svg, 'rect', {x: 466, y: 146 - 36 * i - 13, width: 14, height: 14, fill: COLOURS[i]}); write(svg, 486, 146 - 36 * i, o, {'font-size': 16}) }) }) } }
   window.petsFigures = math
   const start = () => document.querySelectorAll('[data-figure]').forEach(o => { if (!o.childElementCount) kinds[o.dataset.figure](o) })
   document.readyState === 'loading' ? document.addEventListener('DOMContentLoaded', start) : start()
