@@ -143,3 +143,55 @@ def test_the_figure_has_the_adjusted_intervals():
     drawn = [l.get_xdata() for l in ax.lines if len(l.get_xdata())==2 and l.get_linestyle()=='-' and l.get_marker()=='None'][:2]
     np.testing.assert_allclose(drawn, c.table.loc[['b','c'],['low','high']].values)
     assert 'Holm' in ax.get_xlabel()
+
+def test_false_claims_of_equivalence_on_overlapping_splits():
+    "The true difference is the bound: the plain interval claims too often that it is smaller"
+    naive,corrected = [],[]
+    for seed in range(300):
+        e = {k: np.array(v)/2 + 0.2*(k=='b') for k,v in overlapping_splits(seed).items()}
+        naive.append(compare(e).equivalent(0.2).verdict['b']=='equivalent within 20 points')
+        corrected.append(compare(e, test_fraction=0.2).equivalent(0.2).verdict['b']=='equivalent within 20 points')
+    assert np.mean(naive)>0.08 and 0<np.mean(corrected)<0.06
+
+def shifted(rng, bound, k=3, n=600):
+    "Two recipes on one test set whose true error rates, over all images and seeds, differ by `bound`"
+    sd = (1 + 0.8**2 + (0.05*(k>1))**2 + 0.3**2)**0.5
+    at = dict(a=-1., b=sd*stats.norm.ppf(stats.norm.cdf(-1/sd)+bound))
+    hard,luck,both = rng.normal(size=(2,1,n)),0.05*(k>1)*rng.normal(size=(2,k,1)),rng.normal(size=(1,n)) # one run says nothing about other seeds
+    return {o: both + 0.8*hard[i] + luck[i] + 0.3*rng.normal(size=(k,n))>at[o] for i,o in enumerate('ab')}
+
+@pytest.mark.parametrize('k', [1, 3])
+@pytest.mark.parametrize('sign', [1, -1])
+def test_false_claims_of_equivalence_on_one_test_set(k, sign):
+    rng,claims = np.random.default_rng(5),[]
+    for _ in range(300):
+        claims.append(compare(_runs(shifted(rng, sign*0.1, k))).equivalent(0.1).verdict['b']=='equivalent within 10 points')
+    assert 0<np.mean(claims)<0.07
+
+def test_one_run_whose_errors_all_go_one_way():
+    "McNemar's interval ends at the share of images that differ, which is random itself"
+    rng,claims = np.random.default_rng(6),[]
+    for _ in range(300):
+        a = np.ones((1,1000), bool)
+        claims.append(compare(_runs(dict(a=a, b=rng.random((1,1000))>0.03))).equivalent(0.03).verdict['b'].startswith('equi'))
+    assert 0<np.mean(claims)<0.08
+
+def test_equivalence_is_claimed_on_clear_data():
+    rng = np.random.default_rng(7)
+    for k in (1, 3):
+        claims = [compare(_runs(shifted(rng, 0, k, 3669))).equivalent(0.05).verdict['b'] for _ in range(20)]
+        assert claims.count('equivalent within 5 points')>=19
+    c = compare(dict(a=[.1,.11,.12], b=[.101,.111,.119], c=[.1,.2,.3]))
+    assert c.equivalent(.01).verdict['b']=='equivalent within 1 point' and c.equivalent(.01).verdict['c'].startswith('not shown (the interval is')
+
+def test_several_comparisons_widen_the_intervals():
+    one,two = compare(dict(a=[.1,.11,.12], b=[.101,.112,.119])),compare(dict(a=[.1,.11,.12], b=[.101,.112,.119], c=[.1,.2,.3]))
+    reach = [o.equivalent(.01).eval('high-low')['b'] for o in (one, two)]
+    assert reach[1]/reach[0]==pytest.approx(stats.t.ppf(.975, 2)/stats.t.ppf(.95, 2))
+
+def test_no_spread_is_no_evidence():
+    why,answers = 'not shown (no spread to judge by)',np.random.default_rng(8).random((3,400))<0.8
+    for runs in (dict(a=[.1,.2,.1], b=[.1,.2,.1]), dict(a=[.1,.2], b=[.3,.4]), _runs(dict(a=answers, b=answers)), _runs(dict(a=answers[:1], b=answers[:1]))):
+        assert compare(runs).equivalent(.5).verdict['b']==why
+    for bound in (0, 1, 1.5, -1, float('nan')):
+        with pytest.raises(ValueError, match='bound is'): compare(dict(a=[.1,.2], b=[.1,.2])).equivalent(bound)

@@ -232,3 +232,34 @@ def plot(self:Comparison,
            xlabel=f"percentage points more than {self.first!r}\n{note}",
            title=title or f'Difference of the error from {self.first!r}')
     return ax
+
+# %% ../../nbs/engine/12_stats.ipynb #db64b105
+@patch
+def _ends(self:Comparison, name, alpha):
+    "The interval of `_interval`, for one run each at least as wide as from the gains"
+    low,high,_ = self._interval(name, alpha)
+    if len(self.errors)>1 or not high>low: return low,high
+    gains = self._image_gains(name)
+    reach = stats.norm.ppf(1-alpha/2)*gains.std(ddof=1)/len(gains)**0.5
+    return min(low, gains.mean()-reach),max(high, gains.mean()+reach)
+
+# %% ../../nbs/engine/12_stats.ipynb #862fb1f0
+@patch
+def equivalent(self:Comparison,
+    bound:float, # Largest difference that doesn't matter; 0.01 is one point
+)->pd.DataFrame: # A row per recipe: difference and interval in points, verdict
+    "Whether each recipe is shown to be as good as the first, up to `bound`, either way"
+    if not 0<bound<1: raise ValueError(f"bound is {bound}; expected a rate from 0 to 1")
+    d = self.differences
+    ends = [self._ends(o, 2*self.alpha/d.shape[1]) for o in d]
+    res = pd.DataFrame(100*np.array(ends), d.columns, ['low','high'])
+    res.insert(0, 'difference', 100*d.mean())
+    res['verdict'] = [_equal(*o, bound) for o in ends]
+    return res.rename_axis('recipe')
+
+def _equal(low, high, bound):
+    "What an interval says about equivalence"
+    if not high-low>1e-12: return 'not shown (no spread to judge by)'
+    points = f"{100*bound:g} point{'' if bound==0.01 else 's'}"
+    if -bound<low and high<bound: return f'equivalent within {points}'
+    return f'not shown (the interval is {100*low:.1f} to {100*high:.1f})'
