@@ -209,6 +209,15 @@ def test_items_one_by_one_too(pets):
     dls.valid.before_iter()
     assert (dls.valid.do_item(0)[0] == dls.valid.one_batch()[0][0].mul(255).round()).all()
 
+def test_labels_are_remembered_with_their_dataset(pets):
+    few,many = (pets_dls(pets, 32, bs=8, valid_pct=o, speed=Speed(workers=0), verbose=False).valid for o in (.3, .7))
+    expected,others = ([int(y) for _,y in o.dataset][:few.n] for o in (few, many))
+    assert expected!=others
+    def labels(): return [int(y) for b in few for y in b[1]]
+    for _ in range(2): assert labels()==expected
+    few.dataset = many.dataset # fastai's loaders let you replace it
+    assert labels()==others
+
 def test_loaders_pickle(pets):
     dls,_ = quiet(pets, 1)
     epoch(dls.train)

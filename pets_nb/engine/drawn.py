@@ -379,11 +379,11 @@ def _open_eye(c, h, t, mood, side, p, r, w, lid):
     white, glow = p + (-.28*r, -.34*r), p + (.30*r, .34*r)
     parts = [(rim, _mix(lid, (15, 12, 12), .75)), ((*p, w, .92*r, tilt), t.eye),
         ((*look, w*pupil[0], r*pupil[1]), (12, 10, 12)),
-        (rim[rim[:,1] < p[1] - .05*r], lid),
+        (rim[rim[:,1] < p[1] - .05*r] if mood == 'drowsy' else None, lid),
         ((*white, .24*r, .24*r, 0, 10), (255, 255, 255)),
         ((*glow, .11*r, .11*r, 0, 8), (235, 240, 250))]
-    if mood != 'drowsy': del parts[3]
-    for shape,colour in parts: c.part(shape, colour, relief=0)
+    for shape,colour in parts:
+        if shape is not None: c.part(shape, colour, relief=0)
 
 # %% ../../nbs/engine/03_drawn.ipynb #66f06adf
 def _cat_muzzle(c, h, t):
@@ -521,11 +521,12 @@ def _trunk(c, t, shape, rough, box, tuft=.2, top=None):
 # %% ../../nbs/engine/03_drawn.ipynb #c7446707
 def _chest(c, t, p, w, h):
     if 'chest' not in t.light and t.coat <= .7: return
-    pale, bib = 'chest' in t.light, _mirrored([(w, -.2), (w*.85, h*.5), (0, h)])
+    pale = t.second if 'chest' in t.light else _pale(t, .6)
+    bib = _mirrored([(w, -.2), (w*.85, h*.5), (0, h)])
     hair = (int(10 + 30*t.fur), p + (0, h*.4), (w, h*.6), .15 + .25*t.fur, .06,
         p - (0, .6))
-    c.part(list(p + bib), _pale(t, 1 if pale else .6), .02 + .12*t.fur, relief=.6,
-        shadow=0, tuft=.2, hair=hair)
+    c.part(list(p + bib), pale, .02 + .12*t.fur, relief=.6, shadow=0, tuft=.2,
+        hair=hair)
 
 def _leg(c, t, points, r, far=False):
     points, black = np.array(points), (0, 0, 0)

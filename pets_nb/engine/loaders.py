@@ -32,8 +32,8 @@ from fastai.vision.core import PILImage, TensorImage
 class _Batches:
     "What a worker process holds: reads a batch, given its indices and seed"
     def __init__(self, dl):
-        self.data,self.warp = dl.dataset,dl.warp
-        self.labels = vars(dl).setdefault('_labels', {}) # fastai takes 50 us for each
+        if dl._labels[0] is not dl.dataset: dl._labels = dl.dataset,{}
+        (self.data,self.labels),self.warp = dl._labels,dl.warp # fastai: 50 us a label
     def __getitem__(self, batch):
         idxs,seed = batch
         items = [self.data.items[i] for i in idxs]
@@ -46,7 +46,7 @@ class _Batches:
 # %% ../../nbs/engine/06_loaders.ipynb #61ba3926
 class FastDL(TfmdDL):
     "A fastai `DataLoader` that reads whole batches, on threads or in workers"
-    _loader,_busy,_open = None,False,[]
+    _loader,_busy,_open,_labels = None,False,[],(None, None)
     share = 0,1 # this process's number, and how many processes share each batch
 
     @property

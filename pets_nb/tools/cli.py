@@ -217,7 +217,8 @@ def _show_epochs(learn, progress):
     "A callback that shows the features and the training of `learn` on `progress`"
     from fastai.callback.core import Callback
     class ShowEpochs(Callback):
-        order,history = 65,learn.history # after History (55), which may be taken off
+        order = 65 # after History (55)
+        history = learn.history # `head_first` takes it off while it validates
         features = learn.model[0].register_forward_hook(progress.step)
         def before_validate(self): self.features.remove()
         def before_train(self):
